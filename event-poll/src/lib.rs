@@ -1,0 +1,1 @@
+//! epoll loop with many events per wait, eventfd notifier, stop from another thread

@@ -1,0 +1,1 @@
+//! Immutable guest memory map: guest-physical and front-end addresses to host memory

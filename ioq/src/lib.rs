@@ -1,0 +1,1 @@
+//! Asynchronous file I/O queue: Linux AIO through raw system calls, null engine
