@@ -26,19 +26,18 @@ impl Backing {
     pub(crate) fn examine(index: usize, file: &File) -> Result<Self, MapError> {
         let failed = |source| MapError::FileExamine { index, source };
 
-        // First of all, for on an O_PATH descriptor little else is certain to work.
-        let flags = fcntl(file, FcntlArg::F_GETFL).map_err(|e| failed(e.into()))?;
-        let parsed = OFlag::from_bits_retain(flags);
-        if parsed.contains(OFlag::O_PATH) || parsed & OFlag::O_ACCMODE != OFlag::O_RDWR {
-            return Err(MapError::FileAccess { index, flags });
-        }
-
+        // Both work on an O_PATH descriptor, where little else does.
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
             return Err(MapError::FileType {
                 index,
                 mode: metadata.mode(),
             });
+        }
+        let flags = fcntl(file, FcntlArg::F_GETFL).map_err(|e| failed(e.into()))?;
+        let parsed = OFlag::from_bits_retain(flags);
+        if parsed.contains(OFlag::O_PATH) || parsed & OFlag::O_ACCMODE != OFlag::O_RDWR {
+            return Err(MapError::FileAccess { index, flags });
         }
 
         let statfs = fstatfs(file).map_err(|e| failed(e.into()))?;

@@ -28,9 +28,9 @@
 //!   memory. A range that crosses from one to the other is split by
 //!   [`get_slices`](vm_memory::GuestMemoryBackend::get_slices), and refused by
 //!   [`get_slice`](vm_memory::GuestMemoryBackend::get_slice), which has but one slice to give.
-//! * **Lookup.** A binary search over the regions' addresses, kept side by side, after a look at
-//!   the region of the last hit. That hint is the only word written after a map is made, and only
-//!   when it changes.
+//! * **Lookup.** A binary search over the regions' addresses, kept side by side. With more than
+//!   a few regions the one of the last hit is tried first; that hint is the only word written after
+//!   a map is made, and only when it changes.
 //! * **Mapping.** Shared, readable and writable, without reserving swap. A mapping starts and ends
 //!   at page boundaries, huge pages' where the file is on `hugetlbfs`; what it holds beside the
 //!   region can not be reached.
@@ -109,6 +109,11 @@ mod error;
 mod index;
 mod map;
 mod region;
+
+// Runs the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 // The public interface is:
 pub use dirty::{DirtyLog, DirtyLogSlice};

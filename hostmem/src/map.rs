@@ -339,3 +339,23 @@ fn check_overlap(
 fn overlap(a: &Span, b: &Span) -> bool {
     a.start < b.end() && b.start < a.end()
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddressSpace, GuestMemory};
+
+    use super::*;
+
+    #[test]
+    fn map_can_be_shared_by_threads_and_serves_generic_users() {
+        fn is_shared<T: Send + Sync + 'static>(_: &T) {}
+        fn is_guest_memory<M: GuestMemory<PhysicalMemory = MemoryMap>>(_: &M) {}
+        fn is_address_space<S: GuestAddressSpace<M = MemoryMap>>(space: &S) -> usize {
+            space.memory().num_regions()
+        }
+        let map = Arc::new(MemoryMap::empty());
+        is_shared(&map);
+        is_guest_memory(map.as_ref());
+        assert_eq!(is_address_space(&map), 0);
+    }
+}
