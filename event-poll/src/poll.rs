@@ -1,0 +1,317 @@
+//! The event loop.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::error::Error;
+use crate::stopper::Stopper;
+
+/// Most events one [`EventPoll::wait`] may hand out. A data thread waits for a few descriptors per
+/// queue; beyond a thousand per wait nothing is saved, and the caller's array only grows.
+pub const MAX_EVENTS_PER_WAIT: usize = 1024;
+
+/// The token of the loop's own wake eventfd.
+const WAKE: u64 = u64::MAX;
+
+/// The caller's name for a registered descriptor, handed back with its events. Any value but
+/// `u64::MAX`; two descriptors may share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// A descriptor that is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The token the descriptor was [added](EventPoll::add) with.
+    pub token: Token,
+    readiness: EpollFlags,
+}
+
+impl Event {
+    /// There is something to read (`EPOLLIN`).
+    pub fn is_readable(&self) -> bool {
+        self.readiness.contains(EpollFlags::EPOLLIN)
+    }
+
+    /// The other end of a pipe or socket is gone (`EPOLLHUP`). An eventfd has no such state. It stays
+    /// so: remove the descriptor, or the loop spins.
+    pub fn is_hangup(&self) -> bool {
+        self.readiness.contains(EpollFlags::EPOLLHUP)
+    }
+
+    /// The file is in error (`EPOLLERR`). Of an eventfd it only means that the kernel itself ran the
+    /// counter to its end: it is readable too, and a read clears it.
+    pub fn is_error(&self) -> bool {
+        self.readiness.contains(EpollFlags::EPOLLERR)
+    }
+}
+
+/// Counters since the loop was made; they wrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Returns from the kernel's wait, for whatever reason.
+    pub wakeups: u64,
+    /// Events handed out.
+    pub events: u64,
+}
+
+/// Waits for many descriptors at once (`epoll(7)`, level triggered).
+///
+/// Owned by the one thread that waits; a [`Stopper`] reaches it from others. All storage is
+/// allocated by [`new`](Self::new).
+///
+/// # What the caller must see to
+///
+/// Remove a descriptor before closing it. The kernel watches the open file description, not the
+/// descriptor: while a front-end holds the other end of the same eventfd, a descriptor closed without
+/// [`remove`](Self::remove) goes on being reported under its token and can no longer be removed.
+///
+/// # Example
+///
+/// ```
+/// use event_poll::{EventNotifier, EventPoll, Token};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let queues = [EventNotifier::new()?, EventNotifier::new()?];
+/// let mut poll = EventPoll::new(queues.len())?;
+/// for (index, queue) in queues.iter().enumerate() {
+///     poll.add(queue, Token(index as u64))?;
+/// }
+/// queues[1].notify()?;
+///
+/// let ready = poll.wait(Some(Duration::from_secs(1)))?;
+/// assert_eq!(ready.len(), 1);
+/// assert_eq!(ready[0].token, Token(1));
+/// assert!(ready[0].is_readable());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct EventPoll {
+    epoll: Epoll,
+    stopper: Stopper,
+    /// What the kernel fills. One longer than `ready` can get, so that a wake does not take the
+    /// place of an event.
+    raw: Vec<EpollEvent>,
+    /// Capacity `raw.len()`, never exceeded.
+    ready: Vec<Event>,
+    stats: Stats,
+}
+
+impl EventPoll {
+    /// Makes an empty set that hands out up to `max_events` events per wait,
+    /// 1..=[`MAX_EVENTS_PER_WAIT`]. More descriptors than that may be registered: the kernel takes
+    /// ready ones in turn, so none starves.
+    ///
+    /// # Errors
+    ///
+    /// * [`Error::EventsPerWait`]: fault of the caller.
+    /// * [`Error::System`]: the host is out of descriptors or memory.
+    pub fn new(max_events: usize) -> Result<Self, Error> {
+        if !(1..=MAX_EVENTS_PER_WAIT).contains(&max_events) {
+            return Err(Error::EventsPerWait {
+                requested: max_events,
+            });
+        }
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|e| Error::system("epoll_create1", e))?;
+        let stopper = Stopper::new()?;
+        epoll
+            .add(
+                stopper.notifier(),
+                EpollEvent::new(EpollFlags::EPOLLIN, WAKE),
+            )
+            .map_err(|e| Error::system("epoll_ctl", e))?;
+        let raw = vec![EpollEvent::empty(); max_events + 1];
+        let ready = Vec::with_capacity(raw.len());
+        Ok(Self {
+            epoll,
+            stopper,
+            raw,
+            ready,
+            stats: Stats::default(),
+        })
+    }
+
+    /// Waits for `fd` to become readable from now on, and reports it as `token`.
+    ///
+    /// # Errors
+    ///
+    /// * [`Error::AlreadyRegistered`], [`Error::ReservedToken`]: fault of the caller.
+    /// * [`Error::NotPollable`]: a regular file or the like.
+    /// * [`Error::System`]: the host's limit of watches is reached, or the epoll instance itself was
+    ///   added.
+    pub fn add(&mut self, fd: impl AsFd, token: Token) -> Result<(), Error> {
+        if token.0 == WAKE {
+            return Err(Error::ReservedToken);
+        }
+        match self
+            .epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.0))
+        {
+            Ok(()) => Ok(()),
+            Err(Errno::EEXIST) => Err(Error::AlreadyRegistered),
+            Err(Errno::EPERM) => Err(Error::NotPollable),
+            Err(errno) => Err(Error::system("epoll_ctl", errno)),
+        }
+    }
+
+    /// Stops waiting for `fd`. It has to be the descriptor that was added, not a clone of it.
+    ///
+    /// # Errors
+    ///
+    /// * [`Error::NotRegistered`]: fault of the caller.
+    /// * [`Error::System`]: the kernel refused for another reason.
+    pub fn remove(&mut self, fd: impl AsFd) -> Result<(), Error> {
+        match self.epoll.delete(fd) {
+            Ok(()) => Ok(()),
+            // EPERM: of a kind that can not have been added.
+            Err(Errno::ENOENT | Errno::EPERM) => Err(Error::NotRegistered),
+            Err(errno) => Err(Error::system("epoll_ctl", errno)),
+        }
+    }
+
+    /// Sleeps until a descriptor is ready, `timeout` has passed, or a [`Stopper`] wakes it, and
+    /// returns what is ready: up to `max_events`, none after a timeout or a wake.
+    ///
+    /// `None` waits for ever, a zero timeout looks without sleeping. Other timeouts are rounded up to
+    /// the kernel's millisecond, so a short one never becomes a busy loop, and are never cut short by
+    /// a signal. One system call, and a second one after a wake.
+    ///
+    /// A stop ends one wait and does not keep later ones from sleeping: work in flight can still be
+    /// waited for. Look at [`Stopper::is_stopped`] in the loop.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]: what `epoll_wait` returned; the set is of no further use.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<&[Event], Error> {
+        self.ready.clear();
+        // A deadline beyond the clock's range never comes.
+        let deadline = match timeout {
+            Some(timeout) if !timeout.is_zero() => Instant::now().checked_add(timeout),
+            _ => None,
+        };
+        let mut next = match timeout {
+            Some(timeout) => round_up(timeout),
+            None => EpollTimeout::NONE,
+        };
+        loop {
+            let count = match self.epoll.wait(&mut self.raw, next) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(Error::system("epoll_wait", errno)),
+            };
+            self.stats.wakeups = self.stats.wakeups.wrapping_add(1);
+            if count > 0 {
+                self.take(count);
+                return Ok(&self.ready);
+            }
+            if timeout == Some(Duration::ZERO) {
+                return Ok(&self.ready);
+            }
+            // Nothing yet: a signal, or the end of a timeout too long for one call, or of all.
+            if let Some(deadline) = deadline {
+                let remaining = deadline.saturating_duration_since(Instant::now());
+                if remaining.is_zero() {
+                    return Ok(&self.ready);
+                }
+                next = round_up(remaining);
+            }
+        }
+    }
+
+    /// Turns the first `count` raw events into `ready`.
+    fn take(&mut self, count: usize) {
+        let mut woken = false;
+        for raw in self.raw.iter().take(count) {
+            if raw.data() == WAKE {
+                woken = true;
+            } else {
+                self.ready.push(Event {
+                    token: Token(raw.data()),
+                    readiness: raw.events(),
+                });
+            }
+        }
+        if woken {
+            // Our own eventfd, whose read can not fail; were it to, it would stay readable and the
+            // next wait come back as well, which loses nothing.
+            let cleared = self.stopper.notifier().test_and_clear();
+            debug_assert!(cleared.is_ok(), "{cleared:?}");
+        }
+        // At most max_events + 1 ready, far below the range of u64.
+        self.stats.events = self.stats.events.wrapping_add(self.ready.len() as u64);
+    }
+
+    /// Waits and calls `handler` for each event until a [`Stopper`] stops the loop or the handler
+    /// breaks. Events not handled then are reported again by the next wait, as long as their cause
+    /// stands.
+    ///
+    /// The handler has to remove the cause (read the eventfd), or the loop comes straight back to it.
+    /// To add or remove descriptors, break, or write the loop around [`wait`](Self::wait).
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn run(&mut self, mut handler: impl FnMut(Event) -> ControlFlow<()>) -> Result<(), Error> {
+        while !self.stopper.is_stopped() {
+            self.wait(None)?;
+            for event in &self.ready {
+                if self.stopper.is_stopped() {
+                    return Ok(());
+                }
+                if handler(*event).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A handle that stops or wakes this loop from any thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Takes back a [stop](Stopper::stop), so that the next [`run`](Self::run) runs. The wake that
+    /// came with the stop may still end one wait.
+    pub fn reset(&mut self) {
+        self.stopper.reset();
+    }
+
+    /// Counters since [`new`](Self::new).
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+}
+
+/// To whole milliseconds, upwards; what is too long for one call is cut, and the caller waits again.
+fn round_up(timeout: Duration) -> EpollTimeout {
+    let millis = timeout.as_nanos().div_ceil(1_000_000);
+    EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_round_up_and_never_down_to_a_busy_loop() {
+        let millis = |timeout| round_up(timeout).as_millis();
+        assert_eq!(millis(Duration::ZERO), Some(0));
+        assert_eq!(millis(Duration::from_nanos(1)), Some(1));
+        assert_eq!(millis(Duration::from_millis(1)), Some(1));
+        assert_eq!(millis(Duration::from_nanos(1_000_001)), Some(2));
+    }
+
+    #[test]
+    fn timeouts_beyond_the_kernels_range_are_cut_not_negative() {
+        assert_eq!(round_up(Duration::MAX), EpollTimeout::MAX);
+        assert_eq!(EpollTimeout::MAX.as_millis(), Some(i32::MAX as u32));
+    }
+}
