@@ -1,0 +1,100 @@
+//! Does any request begin where another of its direction ends? If not, nothing can merge and the
+//! sort is saved.
+
+use crate::request::{Op, Request};
+
+/// Slots per request. At a quarter full a probe seldom meets another entry.
+const SLOTS_PER_REQUEST: usize = 4;
+
+/// Longest probe. The hash is known, so a guest can aim all its offsets at one slot; past this the
+/// answer is "perhaps", which costs the sort and no more.
+const MAX_PROBES: usize = 8;
+
+/// An open-addressing hash table of the beginnings of a batch's requests.
+#[derive(Debug)]
+pub(crate) struct TouchTable {
+    /// Index of the request plus one; 0 is free. Power of two long.
+    slots: Vec<u32>,
+}
+
+impl TouchTable {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            slots: vec![0; (capacity * SLOTS_PER_REQUEST).next_power_of_two()],
+        }
+    }
+
+    /// Whether a mergeable request of `requests` may begin where another mergeable one of the same
+    /// direction ends. Never wrong when it says no. O(n).
+    pub(crate) fn may_touch(&mut self, requests: &[Request]) -> bool {
+        // A small batch clears, and fits, a small part of the table.
+        let len = (requests.len() * SLOTS_PER_REQUEST)
+            .next_power_of_two()
+            .min(self.slots.len());
+        self.slots[..len].fill(0);
+        for (index, request) in requests.iter().enumerate() {
+            if request.mergeable_end().is_some()
+                && !self.insert(len, requests, index, request.op, request.offset)
+            {
+                return true;
+            }
+        }
+        requests.iter().any(|request| {
+            request
+                .mergeable_end()
+                .is_some_and(|end| self.find(len, requests, request.op, end))
+        })
+    }
+
+    /// `false` if there was no room near its slot.
+    fn insert(
+        &mut self,
+        len: usize,
+        requests: &[Request],
+        index: usize,
+        op: Op,
+        offset: u64,
+    ) -> bool {
+        for slot in probes(len, op, offset) {
+            match self.slots[slot] {
+                0 => {
+                    // The merger's capacity fits u32 with room for the one.
+                    self.slots[slot] = u32::try_from(index + 1).unwrap_or(u32::MAX);
+                    return true;
+                }
+                taken if begins(requests, taken, op, offset) => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+
+    /// Exact: an entry is never more than [`MAX_PROBES`] from its slot, and none is removed.
+    fn find(&self, len: usize, requests: &[Request], op: Op, offset: u64) -> bool {
+        for slot in probes(len, op, offset) {
+            match self.slots[slot] {
+                0 => return false,
+                taken if begins(requests, taken, op, offset) => return true,
+                _ => {}
+            }
+        }
+        false
+    }
+}
+
+fn begins(requests: &[Request], slot: u32, op: Op, offset: u64) -> bool {
+    requests
+        .get(slot as usize - 1)
+        .is_some_and(|request| request.offset == offset && request.op == op)
+}
+
+/// Fibonacci hashing: the high bits of the product depend on all bits of the offset, of which the
+/// low nine are zero as a rule.
+fn probes(len: usize, op: Op, offset: u64) -> impl Iterator<Item = usize> {
+    const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+    let key = offset ^ u64::from(op == Op::Write);
+    let hash = key.wrapping_mul(GOLDEN_RATIO) >> 32;
+    // 32 bits, and `len` a power of two of at most 2^18.
+    let start = hash as usize;
+    (0..MAX_PROBES).map(move |step| (start + step) & (len - 1))
+}
