@@ -35,8 +35,8 @@ impl Backing {
             });
         }
         let flags = fcntl(file, FcntlArg::F_GETFL).map_err(|e| failed(e.into()))?;
-        let parsed = OFlag::from_bits_retain(flags);
-        if parsed.contains(OFlag::O_PATH) || parsed & OFlag::O_ACCMODE != OFlag::O_RDWR {
+        // An O_PATH descriptor has no access mode, whatever it was opened with.
+        if OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE != OFlag::O_RDWR {
             return Err(MapError::FileAccess { index, flags });
         }
 

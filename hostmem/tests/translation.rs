@@ -188,8 +188,10 @@ fn d7_range_over_two_adjacent_regions_is_split() {
 fn range_of_no_bytes_has_no_slices() {
     let file = MemFile::new("hm-zero", PAGE);
     let map = MemoryMap::new(vec![file.region(0, PAGE, FRONTEND, 0)]).unwrap();
-    assert!(slice_lengths(&map, 0, 0).is_empty());
-    assert!(map.check_range(GuestAddress(0), 0));
+    for addr in [0, PAGE, u64::MAX] {
+        assert!(slice_lengths(&map, addr, 0).is_empty());
+        assert!(map.check_range(GuestAddress(addr), 0));
+    }
     assert_eq!(
         map.frontend_range_to_guest(FRONTEND, 0),
         Some(GuestAddress(0))
