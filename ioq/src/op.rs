@@ -1,0 +1,136 @@
+//! The operations in the slots.
+
+use libc::iovec;
+
+use crate::segments::{FillError, Segments};
+
+/// When a write counts as complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// When the host's cache has it: lost in a power cut unless an fdatasync queued after its
+    /// completion succeeds.
+    WriteBack,
+    /// When it is on stable storage, with what is needed to read it back (`RWF_DSYNC`).
+    WriteThrough,
+}
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opcode {
+    Read,
+    Write(Durability),
+    Fdatasync,
+}
+
+/// What is left to do of an operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Op {
+    pub(crate) opcode: Opcode,
+    /// Transient errors since the last progress.
+    pub(crate) retries: u8,
+    /// The slot's iovecs that are left: the first, and how many.
+    pub(crate) first: u16,
+    pub(crate) count: u16,
+    /// Where the remainder starts in the file.
+    pub(crate) offset: u64,
+    /// Bytes left.
+    pub(crate) remaining: u64,
+    /// Bytes moved.
+    pub(crate) done: u64,
+}
+
+impl Op {
+    const fn new(opcode: Opcode, offset: u64, count: u16, remaining: u64) -> Self {
+        Self {
+            opcode,
+            retries: 0,
+            first: 0,
+            count,
+            offset,
+            remaining,
+            done: 0,
+        }
+    }
+}
+
+/// Why a slot could not take an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrepareError {
+    OffsetTooLarge,
+    TooManySegments,
+}
+
+/// Every slot's operation and segments.
+#[derive(Debug)]
+pub(crate) struct Table {
+    ops: Box<[Op]>,
+    segments: Segments,
+}
+
+impl Table {
+    pub(crate) fn new(depth: u16, segments: Segments) -> Self {
+        let idle = Op::new(Opcode::Fdatasync, 0, 0, 0);
+        Self {
+            ops: vec![idle; usize::from(depth)].into_boxed_slice(),
+            segments,
+        }
+    }
+
+    pub(crate) fn max_segments(&self) -> u16 {
+        self.segments.per_slot()
+    }
+
+    pub(crate) fn op(&self, slot: u16) -> &Op {
+        &self.ops[usize::from(slot)]
+    }
+
+    pub(crate) fn op_mut(&mut self, slot: u16) -> &mut Op {
+        &mut self.ops[usize::from(slot)]
+    }
+
+    /// What is left of the operation's segments.
+    pub(crate) fn segments(&self, slot: u16) -> &[iovec] {
+        let op = self.op(slot);
+        self.segments.get(slot, op.first, op.count)
+    }
+
+    /// Puts a read or write into a free slot.
+    pub(crate) fn prepare_transfer(
+        &mut self,
+        slot: u16,
+        opcode: Opcode,
+        offset: u64,
+        segments: impl IntoIterator<Item = iovec>,
+    ) -> Result<(), PrepareError> {
+        let (count, total) = self
+            .segments
+            .fill(slot, segments)
+            .map_err(|error| match error {
+                FillError::TooMany => PrepareError::TooManySegments,
+                FillError::TooLong => PrepareError::OffsetTooLarge,
+            })?;
+        // The kernel's offsets are signed. Checked here once, so that no continuation overflows.
+        offset
+            .checked_add(total)
+            .filter(|&end| i64::try_from(end).is_ok())
+            .ok_or(PrepareError::OffsetTooLarge)?;
+        *self.op_mut(slot) = Op::new(opcode, offset, count, total);
+        Ok(())
+    }
+
+    /// Puts an fdatasync into a free slot.
+    pub(crate) fn prepare_fdatasync(&mut self, slot: u16) {
+        *self.op_mut(slot) = Op::new(Opcode::Fdatasync, 0, 0, 0);
+    }
+
+    /// Accounts for `bytes` moved, at most what remains.
+    pub(crate) fn advance(&mut self, slot: u16, bytes: u64) {
+        let op = &mut self.ops[usize::from(slot)];
+        debug_assert!(bytes <= op.remaining);
+        (op.first, op.count) = self.segments.advance(slot, op.first, op.count, bytes);
+        op.offset += bytes;
+        op.remaining -= bytes;
+        op.done += bytes;
+        op.retries = 0;
+    }
+}
