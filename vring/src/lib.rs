@@ -1,1 +1,106 @@
-//! Device side of a virtio virtqueue, bounded and total over any ring contents; feature driver: the guest side
+//! Device side of a virtio virtqueue, bounded and total over any ring contents.
+//!
+//! # Overview
+//!
+//! A virtqueue is shared memory that a guest may fill with anything at any time. This crate turns
+//! it into owned values: [`SplitQueue::pop`] takes a chain of buffers the guest made available,
+//! [`SplitQueue::push`] gives it back. Whatever the ring holds, no call panics, loops without
+//! bound, allocates, or writes outside the used ring; what the driver did wrong is a value
+//! ([`ChainFault`], [`RingFault`]) that says so.
+//!
+//! A virtual machine monitor that only wants a ring depends on this crate alone: guest memory is
+//! any [`vm_memory::GuestMemoryBackend`].
+//!
+//! # Design
+//!
+//! ```text
+//!   guest                                  device
+//!   ─────                                  ──────
+//!   descriptor table ──────────┐
+//!   available ring ── idx ─────┴─ pop ───> Chain (owned segments) + Head (token)
+//!                                                     │ the consumer translates
+//!                                                     │ and does its I/O
+//!   used ring <── publish <── staged <──── push ──────┘ Head, bytes written
+//!        │ one store for all
+//!        └─ should_notify: one interrupt decision for all
+//! ```
+//!
+//! - Configuration is parsed once ([`QueueSize`], [`QueueConfig`]); a started queue has no
+//!   setters.
+//! - The three areas are translated to host pointers once, and every word is an atomic of its
+//!   exact width, read once. All unsafe code is in two modules, `ring_memory` and `split::rings`.
+//! - A broken chain costs that chain: its [`Head`] is pushed back with length 0. A broken ring
+//!   stops, is reported once, and lets what is in flight complete.
+//! - Chains go into storage the caller owns and reuses ([`Chain`]): nothing allocates after start.
+//! - Buffer addresses are not translated here. Their arithmetic is checked; whether memory is
+//!   behind them is for the consumer to find, who has to translate them for its I/O anyway.
+//! - Writes to the used ring are recorded in the memory's dirty bitmap, if it keeps one, for live
+//!   migration.
+//!
+//! # Example
+//!
+//! See [`SplitQueue`] for a round trip. A device's loop:
+//!
+//! ```
+//! use vring::{Chain, PopError, SplitQueue};
+//! use vm_memory::GuestMemoryBackend;
+//!
+//! /// Serves one bounded batch. True: the ring is empty, sleep until the guest kicks. False: more
+//! /// is waiting, come back once other queues have had their turn.
+//! fn serve<M: GuestMemoryBackend>(
+//!     queue: &mut SplitQueue<M>,
+//!     chain: &mut Chain,
+//!     interrupt: impl FnOnce(),
+//! ) -> Result<bool, vring::RingFault> {
+//!     queue.disable_notification();
+//!     let mut fault = None;
+//!     // The guest may publish as fast as we fetch, so the batch has an end of its own.
+//!     for _ in 0..queue.size().get() {
+//!         match queue.pop(chain) {
+//!             Ok(Some(head)) => queue.push(head, 0), // having done the request
+//!             Ok(None) => break,
+//!             Err(PopError::Chain { head, .. }) => queue.push(head, 0),
+//!             Err(PopError::Ring(broken)) => fault = Some(broken),
+//!             Err(_) => break,
+//!         }
+//!     }
+//!     queue.publish();
+//!     if queue.should_notify() {
+//!         interrupt();
+//!     }
+//!     match fault {
+//!         Some(fault) => Err(fault), // signal the error event, once
+//!         None => Ok(queue.enable_notification()),
+//!     }
+//! }
+//! ```
+//!
+//! # Features
+//!
+//! - `driver`: the guest side of a ring, for tests, fuzzers, benches and load generators, able
+//!   to write deliberately wrong rings.
+
+mod chain;
+mod config;
+#[cfg(feature = "driver")]
+pub mod driver;
+mod fault;
+mod head;
+mod in_flight;
+mod notification;
+mod ring_memory;
+mod split;
+
+// The public interface is:
+pub use crate::chain::{BufferError, Chain, MAX_INDIRECT_DESCRIPTORS, Segment};
+pub use crate::config::{
+    ConfigError, QueueConfig, QueueSize, RingAddresses, RingArea, RingFeatures, StartError,
+};
+pub use crate::fault::{ChainFault, PopError, RingFault};
+pub use crate::head::Head;
+pub use crate::split::SplitQueue;
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

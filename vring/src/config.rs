@@ -1,0 +1,226 @@
+//! What a ring is started from, checked by construction, and why a start is refused.
+
+use std::fmt;
+
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::GuestAddress;
+
+/// Number of entries of a virtqueue: a power of two in `1..=32768` (virtio 1.3 §2.7).
+///
+/// The bound and the power of two hold for every value of this type, so ring arithmetic masks
+/// instead of dividing, and nothing later has to ask again.
+///
+/// ```
+/// use vring::{ConfigError, QueueSize};
+///
+/// assert_eq!(QueueSize::new(256)?.get(), 256);
+/// assert_eq!(QueueSize::new(0), Err(ConfigError::SizeZero));
+/// assert_eq!(QueueSize::new(3), Err(ConfigError::SizeNotPowerOfTwo { size: 3 }));
+/// # Ok::<(), ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct QueueSize(u16);
+
+impl QueueSize {
+    /// The largest queue a split ring can have: free-running 16-bit indices must be able to tell
+    /// a full ring from an empty one (virtio 1.3 §2.7).
+    pub const MAX: Self = Self(32768);
+
+    /// Checks `size`, in entries, as it came from the wire.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::SizeZero`], [`ConfigError::SizeNotPowerOfTwo`] or
+    /// [`ConfigError::SizeTooLarge`].
+    pub fn new(size: u32) -> Result<Self, ConfigError> {
+        if size == 0 {
+            return Err(ConfigError::SizeZero);
+        }
+        match u16::try_from(size) {
+            Ok(entries) if entries > Self::MAX.0 => Err(ConfigError::SizeTooLarge { size }),
+            Ok(entries) if entries.is_power_of_two() => Ok(Self(entries)),
+            Ok(_) => Err(ConfigError::SizeNotPowerOfTwo { size }),
+            Err(_) => Err(ConfigError::SizeTooLarge { size }),
+        }
+    }
+
+    /// The number of entries.
+    #[inline]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for QueueSize {
+    type Error = ConfigError;
+
+    fn try_from(size: u32) -> Result<Self, ConfigError> {
+        Self::new(size)
+    }
+}
+
+impl TryFrom<u16> for QueueSize {
+    type Error = ConfigError;
+
+    fn try_from(size: u16) -> Result<Self, ConfigError> {
+        Self::new(u32::from(size))
+    }
+}
+
+impl From<QueueSize> for u16 {
+    fn from(size: QueueSize) -> Self {
+        size.0
+    }
+}
+
+impl fmt::Display for QueueSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Guest-physical addresses of the three areas of a split ring (virtio 1.3 §2.7).
+///
+/// Unchecked: [`SplitQueue::start`](crate::SplitQueue::start) checks them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RingAddresses {
+    /// Descriptor table, 16 bytes per entry; must be 16-aligned.
+    pub descriptor_table: GuestAddress,
+    /// Available ring ("driver area"), written by the guest; must be 2-aligned.
+    pub available_ring: GuestAddress,
+    /// Used ring ("device area"), written by the device; must be 4-aligned.
+    pub used_ring: GuestAddress,
+}
+
+/// The negotiated features that change how a ring is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RingFeatures {
+    /// `VIRTIO_F_INDIRECT_DESC`: a descriptor may point to a table of descriptors.
+    pub indirect_desc: bool,
+    /// `VIRTIO_F_EVENT_IDX`: notifications are suppressed by index instead of by flag.
+    pub event_idx: bool,
+}
+
+impl RingFeatures {
+    /// Picks the ring features out of the 64 negotiated virtio feature bits.
+    ///
+    /// ```
+    /// let features = vring::RingFeatures::from_virtio(1 << 28 | 1 << 32);
+    /// assert!(features.indirect_desc && !features.event_idx);
+    /// ```
+    pub const fn from_virtio(negotiated: u64) -> Self {
+        Self {
+            indirect_desc: negotiated & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
+            event_idx: negotiated & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
+        }
+    }
+}
+
+/// Everything a ring is started from. A started ring has no setter for any of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct QueueConfig {
+    /// Number of entries.
+    pub size: QueueSize,
+    /// Where the three areas are.
+    pub addresses: RingAddresses,
+    /// Negotiated ring features.
+    pub features: RingFeatures,
+    /// Index of the next available entry to fetch: 0 for a fresh ring, what `GET_VRING_BASE`
+    /// returned for a resumed one.
+    pub base: u16,
+}
+
+/// A value of the configuration that no ring can have. The guest or the front-end sent it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The queue size is not a power of two (virtio 1.3 §2.7).
+    #[error("queue size {size} is not a power of two")]
+    SizeNotPowerOfTwo {
+        /// The refused size, in entries.
+        size: u32,
+    },
+    /// The queue size is beyond [`QueueSize::MAX`].
+    #[error("queue size {size} is larger than 32768")]
+    SizeTooLarge {
+        /// The refused size, in entries.
+        size: u32,
+    },
+    /// The queue size is zero: "queue not available" in virtio's language, never a ring.
+    #[error("queue size is zero")]
+    SizeZero,
+}
+
+/// One of the three areas of a split ring, for error messages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RingArea {
+    /// The available ring.
+    AvailableRing,
+    /// The descriptor table.
+    DescriptorTable,
+    /// The used ring.
+    UsedRing,
+}
+
+impl fmt::Display for RingArea {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AvailableRing => "available ring",
+            Self::DescriptorTable => "descriptor table",
+            Self::UsedRing => "used ring",
+        })
+    }
+}
+
+/// Why a ring was not started, or not moved to a new memory map. Nothing was written to guest
+/// memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An area runs past the end of the 64-bit address space. The guest's fault, or the
+    /// front-end's.
+    #[error("{area} of {len} bytes at {address:#x} wraps the address space")]
+    AddressOverflow {
+        /// Which area.
+        area: RingArea,
+        /// Its guest-physical address.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The guest address is aligned but the host mapping behind it is not, so ring words cannot
+    /// be read atomically. The fault of whoever mapped guest memory (the host, or a front-end
+    /// that gave an odd file offset).
+    #[error("{area} at {address:#x} is not aligned in the host's mapping")]
+    HostMisaligned {
+        /// Which area.
+        area: RingArea,
+        /// Its guest-physical address.
+        address: u64,
+    },
+    /// An area violates its alignment (virtio 1.3 §2.7). The guest's fault, or the front-end's.
+    #[error("{area} at {address:#x} is not {alignment}-aligned")]
+    Misaligned {
+        /// Which area.
+        area: RingArea,
+        /// Its guest-physical address.
+        address: u64,
+        /// The alignment required, in bytes.
+        alignment: usize,
+    },
+    /// An area is not wholly inside one region of guest memory. The guest's fault, or the
+    /// front-end's (wrong address, or a memory table without the ring).
+    #[error("{area} of {len} bytes at {address:#x} is not inside one memory region")]
+    NotMapped {
+        /// Which area.
+        area: RingArea,
+        /// Its guest-physical address.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The queue lost its memory in an earlier [`set_memory`](crate::SplitQueue::set_memory) and
+    /// stays stopped until started anew. The caller's fault.
+    #[error("the ring's memory was lost earlier; start the queue anew")]
+    RingLost,
+}

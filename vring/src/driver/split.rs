@@ -1,0 +1,605 @@
+//! The guest side of a split ring.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use crate::chain::Segment;
+use crate::config::{QueueSize, RingAddresses, RingFeatures, StartError};
+use crate::notification::need_event;
+use crate::ring_memory::{DESCRIPTOR_BYTES, DESCRIPTOR_LEN};
+use crate::split::descriptor::{Descriptor, F_INDIRECT, F_NEXT, F_WRITE};
+use crate::split::layout::{
+    AVAILABLE_RING_ALIGNMENT, DESCRIPTOR_TABLE_ALIGNMENT, available_ring_len, descriptor_table_len,
+    used_ring_len,
+};
+use crate::split::rings::SplitRings;
+use crate::split::{NO_INTERRUPT, NO_NOTIFY};
+
+/// Alignment given to the used ring: one cache line more than the specification asks (4), so that
+/// the words the device writes share no line with those the driver writes.
+const USED_RING_SPACING: u64 = 64;
+
+/// Where a split ring goes when it is laid out in one piece.
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vring::QueueSize;
+/// use vring::driver::SplitLayout;
+///
+/// let layout = SplitLayout::new(GuestAddress(0x1000), QueueSize::new(256)?)?;
+/// assert_eq!(layout.addresses().descriptor_table, GuestAddress(0x1000));
+/// assert_eq!(layout.addresses().available_ring, GuestAddress(0x2000));
+/// assert!(layout.total_len() < 0x2000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SplitLayout {
+    base: GuestAddress,
+    addresses: RingAddresses,
+    end: u64,
+}
+
+impl SplitLayout {
+    /// Lays a ring of `size` entries out from `base` on, rounded up to 16 bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::LayoutOverflow`] if the ring would wrap the address space.
+    pub fn new(base: GuestAddress, size: QueueSize) -> Result<Self, DriverError> {
+        Self::lay_out(base, size).ok_or(DriverError::LayoutOverflow { base: base.0 })
+    }
+
+    fn lay_out(base: GuestAddress, size: QueueSize) -> Option<Self> {
+        let entries = size.get();
+        let after = |start: u64, len: usize| start.checked_add(u64::try_from(len).ok()?);
+        let descriptor_table = base
+            .0
+            .checked_next_multiple_of(u64::try_from(DESCRIPTOR_TABLE_ALIGNMENT).ok()?)?;
+        let available_ring = after(descriptor_table, descriptor_table_len(entries))?
+            .checked_next_multiple_of(u64::try_from(AVAILABLE_RING_ALIGNMENT).ok()?)?;
+        let used_ring = after(available_ring, available_ring_len(entries))?
+            .checked_next_multiple_of(USED_RING_SPACING)?;
+        Some(Self {
+            base,
+            addresses: RingAddresses {
+                descriptor_table: GuestAddress(descriptor_table),
+                available_ring: GuestAddress(available_ring),
+                used_ring: GuestAddress(used_ring),
+            },
+            end: after(used_ring, used_ring_len(entries))?,
+        })
+    }
+
+    /// The addresses of the three areas.
+    pub const fn addresses(&self) -> RingAddresses {
+        self.addresses
+    }
+
+    /// Bytes from the base to the end of the ring.
+    pub const fn total_len(&self) -> u64 {
+        self.end - self.base.0
+    }
+}
+
+/// Why a ring cannot be set up: always the test's own configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    /// The ring would pass the end of the address space.
+    #[error("a ring at {base:#x} wraps the address space")]
+    LayoutOverflow {
+        /// The base asked for.
+        base: u64,
+    },
+    /// The memory does not hold the ring.
+    #[error(transparent)]
+    Ring(#[from] StartError),
+}
+
+/// There are not enough free descriptors; [`SplitDriver::poll_used`] frees some.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{needed} descriptors needed, {free} free")]
+pub struct Full {
+    /// Descriptors the chain needs.
+    pub needed: usize,
+    /// Descriptors that are free.
+    pub free: u16,
+}
+
+/// Why an indirect chain was not added.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// No free descriptor.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// The table is not inside one region of guest memory, or has more than 65535 entries.
+    #[error("no room for a table of {entries} entries at {address:#x}")]
+    Table {
+        /// The table's guest-physical address.
+        address: u64,
+        /// Its length in entries.
+        entries: usize,
+    },
+}
+
+/// A completion, as the device reported it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Used {
+    /// Head of the chain: what [`SplitDriver::add_chain`] returned, if the device is right.
+    pub id: u32,
+    /// Bytes written to the writable buffers, if the device is right.
+    pub len: u32,
+    /// Whether a chain with this head was outstanding. If not, the device is wrong, unless the
+    /// chain was offered with [`SplitDriver::offer`].
+    pub expected: bool,
+}
+
+/// The guest side of a split ring. See the [module](super) for what it is for.
+///
+/// ```
+/// use std::sync::Arc;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vring::driver::{SplitDriver, SplitLayout};
+/// use vring::{QueueSize, RingFeatures, Segment};
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)])?);
+/// let size = QueueSize::new(8)?;
+/// let addresses = SplitLayout::new(GuestAddress(0), size)?.addresses();
+/// let mut driver = SplitDriver::new(memory, addresses, size, RingFeatures::default())?;
+/// let head = driver.add_chain(&[Segment { addr: GuestAddress(0x4000), len: 512 }], &[])?;
+/// assert_eq!((head, driver.free()), (0, 7));
+/// assert_eq!(driver.publish(), 1);
+/// assert!(driver.needs_kick());
+/// assert_eq!(driver.poll_used(), None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct SplitDriver<M> {
+    rings: SplitRings<M>,
+    features: RingFeatures,
+    /// The driver's own links between descriptors, of chains and of the free list: the table in
+    /// guest memory is never read back.
+    next: Box<[u16]>,
+    /// Descriptors of the chain at each head; 0 where none is outstanding.
+    chain_len: Box<[u16]>,
+    free_head: u16,
+    free: u16,
+    /// `avail.idx` as published.
+    avail_idx: u16,
+    /// Entries written after `avail_idx` and not published yet.
+    staged: u16,
+    /// `avail.idx` at the last kick decision.
+    kicked: u16,
+    next_used: u16,
+    /// `used.idx` as last read.
+    used_idx: u16,
+}
+
+impl<M> fmt::Debug for SplitDriver<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SplitDriver")
+            .field("rings", &self.rings)
+            .field("features", &self.features)
+            .field("free", &self.free)
+            .field("avail_idx", &self.avail_idx)
+            .field("staged", &self.staged)
+            .field("next_used", &self.next_used)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: GuestMemoryBackend> SplitDriver<M> {
+    /// Sets up an empty ring at `addresses`, with all its words zero.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Ring`] if the memory does not hold the ring.
+    pub fn new(
+        memory: Arc<M>,
+        addresses: RingAddresses,
+        size: QueueSize,
+        features: RingFeatures,
+    ) -> Result<Self, DriverError> {
+        Self::starting_at(memory, addresses, size, features, 0)
+    }
+
+    /// Like [`new`](Self::new) with both indices at `index`, as of a ring that has been running:
+    /// the device's base is then `index` too. Lets a test cross 65535 at once.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Ring`] if the memory does not hold the ring.
+    pub fn starting_at(
+        memory: Arc<M>,
+        addresses: RingAddresses,
+        size: QueueSize,
+        features: RingFeatures,
+        index: u16,
+    ) -> Result<Self, DriverError> {
+        let rings = SplitRings::translate(memory, size, addresses)?;
+        let entries = size.get();
+        let nothing = Descriptor {
+            address: 0,
+            len: 0,
+            flags: 0,
+            next: 0,
+        };
+        for i in 0..entries {
+            rings.store_descriptor(i, nothing);
+            rings.store_avail_entry(i, 0);
+            rings.store_used_element(i, 0, 0);
+        }
+        rings.store_avail_flags(0);
+        rings.store_used_event(0);
+        rings.publish_avail_idx(index);
+        rings.store_used_flags(0);
+        rings.store_avail_event(index);
+        rings.publish_used_idx(index);
+        Ok(Self {
+            rings,
+            features,
+            // The last link is never followed: it is taken when nothing is free any more.
+            next: (1..=entries).collect(),
+            chain_len: vec![0; usize::from(entries)].into_boxed_slice(),
+            free_head: 0,
+            free: entries,
+            avail_idx: index,
+            staged: 0,
+            kicked: index,
+            next_used: index,
+            used_idx: index,
+        })
+    }
+
+    /// Writes a chain of direct descriptors and stages its head. Returns the head.
+    ///
+    /// With no segments at all the chain is one empty readable descriptor.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`]: not enough free descriptors; nothing was written.
+    #[inline]
+    pub fn add_chain(&mut self, readable: &[Segment], writable: &[Segment]) -> Result<u16, Full> {
+        let needed = (readable.len() + writable.len()).max(1);
+        let count = self.reserve(needed)?;
+        let head = self.free_head;
+        let mut index = head;
+        let mut left = count;
+        let mut last = head;
+        for (segment, write) in directed(readable, writable) {
+            left -= 1;
+            last = index;
+            let next = self.next[usize::from(index)];
+            let more = if left == 0 { 0 } else { F_NEXT };
+            self.rings.store_descriptor(
+                index,
+                Descriptor {
+                    address: segment.addr.0,
+                    len: segment.len,
+                    flags: write | more,
+                    next: if left == 0 { 0 } else { next },
+                },
+            );
+            index = next;
+        }
+        self.take(head, last, count);
+        self.stage(head);
+        Ok(head)
+    }
+
+    /// Writes the chain into an indirect table at `table` and stages one descriptor that points
+    /// to it. Returns the head. The table must stay untouched until the chain is used.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`]: no free descriptor, or the table is not inside one region of memory.
+    #[inline]
+    pub fn add_indirect(
+        &mut self,
+        table: GuestAddress,
+        readable: &[Segment],
+        writable: &[Segment],
+    ) -> Result<u16, AddError> {
+        self.reserve(1)?;
+        let entries = (readable.len() + writable.len()).max(1);
+        let table_error = AddError::Table {
+            address: table.0,
+            entries,
+        };
+        let count = u16::try_from(entries).map_err(|_| table_error)?;
+        self.write_table(table, count, readable, writable)
+            .ok_or(table_error)?;
+        let head = self.free_head;
+        self.rings.store_descriptor(
+            head,
+            Descriptor {
+                address: table.0,
+                len: u32::from(count) * DESCRIPTOR_BYTES,
+                flags: F_INDIRECT,
+                next: 0,
+            },
+        );
+        self.take(head, head, 1);
+        self.stage(head);
+        Ok(head)
+    }
+
+    /// Stages `head` as it is, right or wrong: for descriptors written with
+    /// [`write_desc`](Self::write_desc). No descriptor is taken off the free list.
+    #[inline]
+    pub fn offer(&mut self, head: u16) {
+        self.stage(head);
+    }
+
+    /// Makes every staged chain available, with one store, and returns how many there were.
+    #[inline]
+    pub fn publish(&mut self) -> usize {
+        let count = self.staged;
+        if count != 0 {
+            self.avail_idx = self.next_avail();
+            self.staged = 0;
+            self.rings.publish_avail_idx(self.avail_idx);
+        }
+        usize::from(count)
+    }
+
+    /// Decides whether to kick the device, once for everything published since the last decision.
+    #[inline]
+    pub fn needs_kick(&mut self) -> bool {
+        let new = self.avail_idx;
+        let old = std::mem::replace(&mut self.kicked, new);
+        if old == new {
+            return false;
+        }
+        // Full barrier between the store of `avail.idx` and the load of what the device wants;
+        // pairs with the one in `SplitQueue::enable_notification` (virtio 1.3 §2.7.13.4.1).
+        fence(Ordering::SeqCst);
+        if self.features.event_idx {
+            need_event(self.rings.avail_event(), new, old)
+        } else {
+            self.rings.used_flags() & NO_NOTIFY == 0
+        }
+    }
+
+    /// Takes the next completion, and frees its descriptors.
+    #[inline]
+    pub fn poll_used(&mut self) -> Option<Used> {
+        if self.next_used == self.used_idx {
+            self.used_idx = self.rings.used_idx();
+            if self.next_used == self.used_idx {
+                return None;
+            }
+        }
+        let (id, len) = self.rings.used_element(self.next_used);
+        self.next_used = self.next_used.wrapping_add(1);
+        let expected = u16::try_from(id).is_ok_and(|head| self.release(head));
+        Some(Used { id, len, expected })
+    }
+
+    /// Asks for an interrupt at the next completion, then looks again: true if nothing has
+    /// completed in between, so the caller may sleep.
+    #[inline]
+    pub fn enable_interrupts(&mut self) -> bool {
+        if self.features.event_idx {
+            self.rings.store_used_event(self.next_used);
+        } else {
+            self.rings.store_avail_flags(0);
+        }
+        // Full barrier between asking for interrupts and the last look at `used.idx`; pairs with
+        // the one in `SplitQueue::should_notify`.
+        fence(Ordering::SeqCst);
+        self.rings.used_idx() == self.next_used
+    }
+
+    /// Asks for no interrupts. With `VIRTIO_F_EVENT_IDX` that is an event as far away as an index
+    /// can be: 65535 completions on.
+    #[inline]
+    pub fn disable_interrupts(&mut self) {
+        if self.features.event_idx {
+            self.rings.store_used_event(self.next_used.wrapping_sub(1));
+        } else {
+            self.rings.store_avail_flags(NO_INTERRUPT);
+        }
+    }
+
+    /// Free descriptors.
+    #[inline]
+    pub const fn free(&self) -> u16 {
+        self.free
+    }
+
+    /// Number of entries.
+    #[inline]
+    pub const fn size(&self) -> QueueSize {
+        self.rings.size()
+    }
+
+    /// The next index to publish: `avail.idx` as it will be once staged chains are published.
+    #[inline]
+    pub const fn next_avail(&self) -> u16 {
+        self.avail_idx.wrapping_add(self.staged)
+    }
+
+    /// Index of the next completion to take.
+    #[inline]
+    pub const fn next_used(&self) -> u16 {
+        self.next_used
+    }
+
+    /// Writes an indirect table of `count` entries; `None` if it is not in one region.
+    #[inline]
+    fn write_table(
+        &self,
+        table: GuestAddress,
+        count: u16,
+        readable: &[Segment],
+        writable: &[Segment],
+    ) -> Option<()> {
+        let len = usize::from(count) * DESCRIPTOR_LEN;
+        let slice = self.rings.memory().get_slice(table, len).ok()?;
+        let mut index = 0;
+        for (segment, write) in directed(readable, writable) {
+            let offset = usize::from(index) * DESCRIPTOR_LEN;
+            index += 1;
+            let (more, next) = if index == count {
+                (0, 0)
+            } else {
+                (F_NEXT, index)
+            };
+            let words = Descriptor {
+                address: segment.addr.0,
+                len: segment.len,
+                flags: write | more,
+                next,
+            }
+            .to_words();
+            slice
+                .write_slice(words.map(u64::to_ne_bytes).as_flattened(), offset)
+                .ok()?;
+        }
+        Some(())
+    }
+
+    fn reserve(&self, needed: usize) -> Result<u16, Full> {
+        match u16::try_from(needed) {
+            Ok(count) if count <= self.free => Ok(count),
+            _ => Err(Full {
+                needed,
+                free: self.free,
+            }),
+        }
+    }
+
+    /// Takes the `count` descriptors from `head`, which is the free list's first, to `last`.
+    fn take(&mut self, head: u16, last: u16, count: u16) {
+        self.free_head = self.next[usize::from(last)];
+        self.free -= count;
+        self.chain_len[usize::from(head)] = count;
+    }
+
+    /// Returns the chain at `head` to the free list; false if none is outstanding there.
+    fn release(&mut self, head: u16) -> bool {
+        let Some(len) = self.chain_len.get_mut(usize::from(head)) else {
+            return false;
+        };
+        let count = std::mem::take(len);
+        if count == 0 {
+            return false;
+        }
+        let mut last = head;
+        for _ in 1..count {
+            last = self.next[usize::from(last)];
+        }
+        self.next[usize::from(last)] = self.free_head;
+        self.free_head = head;
+        self.free += count;
+        true
+    }
+
+    #[inline]
+    fn stage(&mut self, head: u16) {
+        self.rings.store_avail_entry(self.next_avail(), head);
+        self.staged = self.staged.wrapping_add(1);
+    }
+}
+
+/// Any value into any word, and any word read back. Positions and descriptor indices are taken
+/// modulo the queue size, so that even a wrong test writes only to its ring.
+impl<M: GuestMemoryBackend> SplitDriver<M> {
+    /// Writes descriptor `index`.
+    pub fn write_desc(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
+        self.rings.store_descriptor(
+            index,
+            Descriptor {
+                address,
+                len,
+                flags,
+                next,
+            },
+        );
+    }
+
+    /// Writes the head at `position` of the available ring.
+    pub fn write_avail_entry(&self, position: u16, head: u16) {
+        self.rings.store_avail_entry(position, head);
+    }
+
+    /// Writes `avail.idx`.
+    pub fn set_avail_idx(&self, index: u16) {
+        self.rings.publish_avail_idx(index);
+    }
+
+    /// Writes `avail.flags`.
+    pub fn set_avail_flags(&self, flags: u16) {
+        self.rings.store_avail_flags(flags);
+    }
+
+    /// Writes `used_event`.
+    pub fn set_used_event(&self, event: u16) {
+        self.rings.store_used_event(event);
+    }
+
+    /// Writes `used.idx`, which is the device's to write.
+    pub fn set_used_idx(&self, index: u16) {
+        self.rings.publish_used_idx(index);
+    }
+
+    /// Writes `used.flags`, which is the device's to write.
+    pub fn set_used_flags(&self, flags: u16) {
+        self.rings.store_used_flags(flags);
+    }
+
+    /// Writes `avail_event`, which is the device's to write.
+    pub fn set_avail_event(&self, event: u16) {
+        self.rings.store_avail_event(event);
+    }
+
+    /// Writes the used element at `position`, which is the device's to write.
+    pub fn write_used_entry(&self, position: u16, id: u32, len: u32) {
+        self.rings.store_raw_used_element(position, id, len);
+    }
+
+    /// Reads `used.idx`.
+    pub fn used_idx(&self) -> u16 {
+        self.rings.used_idx()
+    }
+
+    /// Reads `used.flags`.
+    pub fn used_flags(&self) -> u16 {
+        self.rings.used_flags()
+    }
+
+    /// Reads `avail_event`.
+    pub fn avail_event(&self) -> u16 {
+        self.rings.avail_event()
+    }
+
+    /// Reads `id` and `len` of the used element at `position`.
+    pub fn used_entry(&self, position: u16) -> (u32, u32) {
+        self.rings.used_element(position)
+    }
+}
+
+/// The segments of a chain in order, each with the flag of its direction. Empty in, one empty
+/// segment out.
+#[inline]
+fn directed<'a>(
+    readable: &'a [Segment],
+    writable: &'a [Segment],
+) -> impl Iterator<Item = (Segment, u16)> + 'a {
+    let nothing = Segment {
+        addr: GuestAddress(0),
+        len: 0,
+    };
+    let empty = readable.is_empty() && writable.is_empty();
+    let readable = readable.iter().map(|&segment| (segment, 0));
+    let writable = writable.iter().map(|&segment| (segment, F_WRITE));
+    empty
+        .then_some((nothing, 0))
+        .into_iter()
+        .chain(readable)
+        .chain(writable)
+}

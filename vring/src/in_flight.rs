@@ -1,0 +1,82 @@
+//! Which heads the device owns.
+
+/// A bitmap of the heads in flight, one bit per descriptor of the table.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    words: Box<[u64]>,
+    count: u16,
+}
+
+impl InFlight {
+    /// Room for heads below `size`; the only allocation.
+    pub(crate) fn new(size: u16) -> Self {
+        Self {
+            words: vec![0; usize::from(size).div_ceil(64)].into_boxed_slice(),
+            count: 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn count(&self) -> u16 {
+        self.count
+    }
+
+    /// Marks `head`; false if it was marked already or is beyond the bitmap.
+    #[inline]
+    pub(crate) fn insert(&mut self, head: u16) -> bool {
+        let bit = 1u64 << (head % 64);
+        match self.words.get_mut(usize::from(head / 64)) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                self.count += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Clears `head`; false if it was not marked.
+    #[inline]
+    pub(crate) fn remove(&mut self, head: u16) -> bool {
+        let bit = 1u64 << (head % 64);
+        match self.words.get_mut(usize::from(head / 64)) {
+            Some(word) if *word & bit != 0 => {
+                *word &= !bit;
+                self.count -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::InFlight;
+
+    #[test]
+    fn a_head_is_marked_once_and_cleared_once() {
+        let mut heads = InFlight::new(128);
+        assert!(heads.insert(127));
+        assert!(!heads.insert(127));
+        assert_eq!(heads.count(), 1);
+        assert!(heads.remove(127));
+        assert!(!heads.remove(127));
+        assert_eq!(heads.count(), 0);
+    }
+
+    #[test]
+    fn heads_beyond_the_bitmap_are_refused() {
+        let mut heads = InFlight::new(64);
+        assert!(!heads.insert(64));
+        assert!(!heads.remove(u16::MAX));
+        assert_eq!(heads.count(), 0);
+    }
+
+    #[test]
+    fn every_head_of_the_largest_queue_fits() {
+        let mut heads = InFlight::new(32768);
+        assert!((0..32768).all(|head| heads.insert(head)));
+        assert_eq!(heads.count(), 32768);
+    }
+}

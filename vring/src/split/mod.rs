@@ -1,0 +1,448 @@
+//! The device side of a split ring (virtio 1.3 §2.7).
+
+pub(crate) mod descriptor;
+pub(crate) mod layout;
+pub(crate) mod rings;
+mod walk;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use vm_memory::GuestMemoryBackend;
+
+use self::rings::SplitRings;
+use self::walk::walk;
+use crate::chain::Chain;
+use crate::config::{QueueConfig, QueueSize, RingAddresses, RingFeatures, StartError};
+use crate::fault::{PopError, RingFault};
+use crate::head::Head;
+use crate::in_flight::InFlight;
+use crate::notification::need_event;
+
+/// `avail.flags`: the driver wants no interrupt. The only bit looked at (row A7).
+pub(crate) const NO_INTERRUPT: u16 = layout::flag(VRING_AVAIL_F_NO_INTERRUPT);
+/// `used.flags`: the device wants no kick.
+pub(crate) const NO_NOTIFY: u16 = layout::flag(VRING_USED_F_NO_NOTIFY);
+
+/// A started split ring, device side.
+///
+/// Owned by one thread at a time; nothing in it is shared with another thread of the host. `M`
+/// is the memory map the ring lives in: an immutable one
+/// ([`GuestMemoryBackend`]), because the three areas are translated once, at start. vm-memory's
+/// `GuestMemory`, which may sit on an IOMMU, can revoke a translation at any time and so would
+/// need a lookup for every word.
+///
+/// # What the caller must guarantee
+///
+/// - Every [`Head`] goes back to the queue it came from. One that is not in flight here is
+///   ignored by [`push`](Self::push), so a mix-up never puts a bogus id into the used ring, but
+///   heads of two queues with the same index cannot be told apart.
+/// - The [`Chain`] was made for this queue's size or a larger one.
+/// - Buffers are translated by the consumer, through [`memory`](Self::memory) or a newer map;
+///   the ring does not look behind their addresses.
+///
+/// # Example
+///
+/// ```
+/// use std::sync::Arc;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vring::driver::{SplitDriver, SplitLayout};
+/// use vring::{Chain, QueueConfig, QueueSize, RingFeatures, Segment, SplitQueue};
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)])?);
+/// let size = QueueSize::new(16)?;
+/// let features = RingFeatures::default();
+/// let layout = SplitLayout::new(GuestAddress(0x1000), size)?;
+///
+/// // The guest makes two buffers available ...
+/// let mut guest = SplitDriver::new(Arc::clone(&memory), layout.addresses(), size, features)?;
+/// let request = Segment { addr: GuestAddress(0x4000), len: 16 };
+/// let answer = Segment { addr: GuestAddress(0x5000), len: 1 };
+/// guest.add_chain(&[request], &[answer])?;
+/// guest.publish();
+///
+/// // ... and the device serves them.
+/// let addresses = layout.addresses();
+/// let config = QueueConfig { size, addresses, features, base: 0 };
+/// let mut queue = SplitQueue::start(Arc::clone(&memory), &config)?;
+/// let mut chain = Chain::for_queue(size);
+/// while let Some(head) = queue.pop(&mut chain)? {
+///     assert_eq!((chain.readable(), chain.writable()), (&[request][..], &[answer][..]));
+///     let written = chain.copy_to_writable(&*memory, 0, &[0])?;
+///     queue.push(head, u32::try_from(written)?);
+/// }
+/// queue.publish();
+/// assert!(queue.should_notify());
+/// assert_eq!(guest.poll_used().map(|used| used.len), Some(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct SplitQueue<M> {
+    rings: SplitRings<M>,
+    features: RingFeatures,
+    /// Index of the next available entry to fetch; free-running.
+    next_avail: u16,
+    /// `avail.idx` as last read and checked: entries up to here may be fetched without looking.
+    avail_idx: u16,
+    /// `used.idx` as published. What the guest makes of the word in memory does not matter
+    /// (row A8).
+    used_idx: u16,
+    /// Used elements written after `used_idx` and not published yet.
+    staged: usize,
+    /// `used_idx` at the last notification decision, unless too much has happened since for the
+    /// 16-bit arithmetic, or nothing has been decided yet.
+    signalled_used: Option<u16>,
+    /// The `NO_NOTIFY` bit as last stored.
+    kicks_disabled: bool,
+    in_flight: InFlight,
+    /// The head that [`unpop`](Self::unpop) can take back.
+    latest: Option<u16>,
+    fault: Option<RingFault>,
+    fault_reported: bool,
+    /// The memory map no longer holds the ring: it must not be touched any more.
+    lost: bool,
+}
+
+impl<M> fmt::Debug for SplitQueue<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SplitQueue")
+            .field("rings", &self.rings)
+            .field("features", &self.features)
+            .field("next_avail", &self.next_avail)
+            .field("avail_idx", &self.avail_idx)
+            .field("used_idx", &self.used_idx)
+            .field("staged", &self.staged)
+            .field("in_flight", &self.in_flight.count())
+            .field("fault", &self.fault)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: GuestMemoryBackend> SplitQueue<M> {
+    /// Starts a queue: translates the three areas, and reads the used index, once.
+    ///
+    /// The used index of a fresh ring is zero; that of a ring resumed from another back-end is
+    /// where that one stopped, and only the ring remembers it. From then on the queue's own
+    /// count is the truth. `used.flags` is cleared: it must be 0 with `VIRTIO_F_EVENT_IDX`
+    /// (virtio 1.3 §2.7.10.1), and without it kicks start out enabled, whatever a predecessor
+    /// left behind.
+    ///
+    /// Areas may overlap one another: the guest then garbles its own ring and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if an area is misaligned, wraps, or is not inside one region. Nothing has
+    /// been written then.
+    pub fn start(memory: Arc<M>, config: &QueueConfig) -> Result<Self, StartError> {
+        let rings = SplitRings::translate(memory, config.size, config.addresses)?;
+        let used_idx = rings.used_idx();
+        rings.store_used_flags(0);
+        Ok(Self {
+            rings,
+            features: config.features,
+            next_avail: config.base,
+            avail_idx: config.base,
+            used_idx,
+            staged: 0,
+            signalled_used: None,
+            kicks_disabled: false,
+            in_flight: InFlight::new(config.size.get()),
+            latest: None,
+            fault: None,
+            fault_reported: false,
+            lost: false,
+        })
+    }
+
+    /// Takes the next chain the driver made available, or `None` if there is none.
+    ///
+    /// Fills `chain` with its buffers and takes ownership of the chain until its [`Head`] is
+    /// pushed. Every descriptor is read once, into owned values: what the guest writes afterwards
+    /// changes nothing. Takes at most as many steps as the table has descriptors. Buffer
+    /// addresses are not translated: one that points outside memory comes to light when the
+    /// consumer translates it, and is then answered like a [`PopError::Chain`].
+    ///
+    /// # Errors
+    ///
+    /// - [`PopError::Chain`]: this chain breaks a rule; push its head with length 0 and go on.
+    /// - [`PopError::Ring`]: the ring is broken; nothing was consumed. Returned once, and from
+    ///   then on `Ok(None)`.
+    #[inline]
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, PopError> {
+        if self.next_avail == self.avail_idx && !self.fetch_avail_idx()? {
+            return Ok(None);
+        }
+        let index = self.rings.avail_entry(self.next_avail);
+        let size = self.rings.size().get();
+        if index >= size {
+            return self.ring_fault(RingFault::HeadOutOfRange { head: index, size });
+        }
+        if !self.in_flight.insert(index) {
+            return self.ring_fault(RingFault::HeadInFlight { head: index });
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.latest = Some(index);
+        let head = Head::new(index);
+        match walk(&self.rings, self.features.indirect_desc, index, chain) {
+            Ok(()) => Ok(Some(head)),
+            Err(fault) => Err(PopError::Chain { head, fault }),
+        }
+    }
+
+    /// Takes back the latest [`pop`](Self::pop), as if it had not happened: for a device that
+    /// finds it has no room for the request. The chain is popped again later.
+    ///
+    /// Only the latest pop can be undone, only once, and only before its head is pushed.
+    ///
+    /// # Errors
+    ///
+    /// Returns the head if it is not the latest.
+    pub fn unpop(&mut self, head: Head) -> Result<(), Head> {
+        if self.latest != Some(head.index()) {
+            return Err(head);
+        }
+        self.latest = None;
+        self.in_flight.remove(head.index());
+        self.next_avail = self.next_avail.wrapping_sub(1);
+        if self.fault.is_some() {
+            // A stopped ring stays empty.
+            self.avail_idx = self.next_avail;
+        }
+        Ok(())
+    }
+
+    /// Gives a chain back to the driver: `len` bytes of its writable buffers, from the first one
+    /// on, are written (virtio 1.3 §2.7.8).
+    ///
+    /// Only stages the used element; the driver sees it after [`publish`](Self::publish). Works
+    /// after a ring fault too, so that what is in flight completes.
+    #[inline]
+    pub fn push(&mut self, head: Head, len: u32) {
+        let index = head.index();
+        let was_in_flight = self.in_flight.remove(index);
+        debug_assert!(was_in_flight, "head {index} is not from this queue");
+        if !was_in_flight || self.lost {
+            return;
+        }
+        if self.latest == Some(index) {
+            self.latest = None;
+        }
+        self.rings.store_used_element(self.next_used(), index, len);
+        self.staged += 1;
+    }
+
+    /// Makes every staged element visible to the driver, with one store, and returns how many
+    /// there were.
+    #[inline]
+    pub fn publish(&mut self) -> usize {
+        let count = self.staged;
+        if count == 0 {
+            return 0;
+        }
+        let next_used = self.next_used();
+        self.rings.publish_used_idx(next_used);
+        self.rings.mark_published_dirty(next_used, count);
+        // Once 65536 elements lie between two decisions, old and new index no longer tell how
+        // far the ring went.
+        if let Some(signalled) = self.signalled_used
+            && usize::from(self.used_idx.wrapping_sub(signalled)) + count > usize::from(u16::MAX)
+        {
+            self.signalled_used = None;
+        }
+        self.used_idx = next_used;
+        self.staged = 0;
+        count
+    }
+
+    /// Decides whether the driver is to be interrupted, once for everything published since the
+    /// last decision.
+    ///
+    /// With `VIRTIO_F_EVENT_IDX`: if the published index passed `used_event`; the first decision
+    /// after a start is yes, since nobody knows what the driver has been told before. Without:
+    /// unless `avail.flags` has `NO_INTERRUPT` set, or nothing was published.
+    #[inline]
+    pub fn should_notify(&mut self) -> bool {
+        if self.lost {
+            return false;
+        }
+        let new = self.used_idx;
+        let old = self.signalled_used.replace(new);
+        if old == Some(new) {
+            return false;
+        }
+        // Full barrier between the store of `used.idx` and the load of what the driver wants;
+        // pairs with the driver's, between storing what it wants and reading `used.idx` again
+        // (virtio 1.3 §2.7.7.2; `SplitDriver::enable_interrupts`). Without it both could miss
+        // the other's store, and the driver sleep for ever.
+        fence(Ordering::SeqCst);
+        if !self.features.event_idx {
+            return self.rings.avail_flags() & NO_INTERRUPT == 0;
+        }
+        match old {
+            Some(old) => need_event(self.rings.used_event(), new, old),
+            None => true,
+        }
+    }
+
+    /// Asks the driver not to kick while the device is polling anyway. A hint: kicks may come.
+    ///
+    /// With `VIRTIO_F_EVENT_IDX` there is nothing to write. The driver kicks when its index
+    /// passes `avail_event`, and once it has passed, the stale value keeps it quiet for the next
+    /// 65535 entries.
+    #[inline]
+    pub fn disable_notification(&mut self) {
+        if !self.features.event_idx && !self.kicks_disabled && !self.lost {
+            self.rings.store_used_flags(NO_NOTIFY);
+            self.kicks_disabled = true;
+        }
+    }
+
+    /// Asks the driver to kick for the next entry, then looks again: true means the ring is
+    /// empty and a kick will come, so the caller may sleep; false means that buffers raced in
+    /// and must be processed first.
+    ///
+    /// Looks exactly once, however fast the driver publishes (row N6). After a ring fault it is
+    /// true: nothing is fetched any more.
+    #[inline]
+    pub fn enable_notification(&mut self) -> bool {
+        if self.fault.is_some() {
+            return true;
+        }
+        if self.features.event_idx {
+            self.rings.store_avail_event(self.next_avail);
+        } else {
+            self.rings.store_used_flags(0);
+            self.kicks_disabled = false;
+        }
+        // Full barrier between asking for kicks and the last look at `avail.idx`; pairs with the
+        // driver's, between storing `avail.idx` and reading what the device asked for
+        // (virtio 1.3 §2.7.13.4; `SplitDriver::needs_kick`).
+        fence(Ordering::SeqCst);
+        self.rings.avail_idx() == self.next_avail
+    }
+
+    /// Whether [`pop`](Self::pop) would find something: a chain, or a fault to report.
+    #[inline]
+    pub fn has_available(&mut self) -> bool {
+        match self.fault {
+            Some(_) => !self.fault_reported,
+            None => self.next_avail != self.avail_idx || self.rings.avail_idx() != self.next_avail,
+        }
+    }
+
+    /// Chains popped and not pushed yet.
+    #[inline]
+    pub const fn in_flight(&self) -> u16 {
+        self.in_flight.count()
+    }
+
+    /// Number of entries.
+    #[inline]
+    pub const fn size(&self) -> QueueSize {
+        self.rings.size()
+    }
+
+    /// The negotiated features the ring was started with.
+    #[inline]
+    pub const fn features(&self) -> RingFeatures {
+        self.features
+    }
+
+    /// The memory the ring is in.
+    #[inline]
+    pub const fn memory(&self) -> &Arc<M> {
+        self.rings.memory()
+    }
+
+    /// Index of the next available entry to fetch: what `GET_VRING_BASE` returns, and what a
+    /// successor is started with as its base.
+    #[inline]
+    pub const fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// The fault that stopped the ring, if one did.
+    #[inline]
+    pub const fn fault(&self) -> Option<RingFault> {
+        self.fault
+    }
+
+    /// Moves the ring to a new memory map, at the addresses it has there. Everything else is
+    /// unchanged: indices, what is staged, what is in flight.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if the new map does not hold the ring. The queue then latches
+    /// [`RingFault::MemoryLost`] (unless another fault came first): it fetches nothing, never
+    /// touches the ring again, and heads that are pushed only leave the count of those in flight.
+    /// It keeps the old map, which requests in flight may still point into.
+    pub fn set_memory(
+        &mut self,
+        memory: Arc<M>,
+        addresses: RingAddresses,
+    ) -> Result<(), StartError> {
+        if self.lost {
+            return Err(StartError::RingLost);
+        }
+        match SplitRings::translate(memory, self.size(), addresses) {
+            Ok(rings) => {
+                self.rings = rings;
+                Ok(())
+            }
+            Err(error) => {
+                self.latch(RingFault::MemoryLost);
+                self.lost = true;
+                self.staged = 0;
+                Err(error)
+            }
+        }
+    }
+
+    /// Position of the next used element to write.
+    #[inline]
+    fn next_used(&self) -> u16 {
+        let [low, high, ..] = self.staged.to_le_bytes();
+        self.used_idx.wrapping_add(u16::from_le_bytes([low, high]))
+    }
+
+    /// Reads `avail.idx`; true if there is something to fetch.
+    #[inline]
+    fn fetch_avail_idx(&mut self) -> Result<bool, PopError> {
+        if let Some(fault) = self.fault {
+            // Latched by `set_memory`, and so not reported yet.
+            if !self.fault_reported {
+                self.fault_reported = true;
+                return Err(PopError::Ring(fault));
+            }
+            return Ok(false);
+        }
+        let avail_idx = self.rings.avail_idx();
+        let size = self.rings.size().get();
+        // An index that went backwards is one that is far ahead (rows A1, A2).
+        if avail_idx.wrapping_sub(self.next_avail) > size {
+            return self.ring_fault(RingFault::AvailIndexJump {
+                avail_idx,
+                next_avail: self.next_avail,
+                size,
+            });
+        }
+        self.avail_idx = avail_idx;
+        Ok(avail_idx != self.next_avail)
+    }
+
+    #[cold]
+    fn ring_fault<T>(&mut self, fault: RingFault) -> Result<T, PopError> {
+        self.latch(fault);
+        self.fault_reported = true;
+        Err(PopError::Ring(fault))
+    }
+
+    /// Stops fetching. With nothing left between the two indices, every pop takes the slow way,
+    /// where the fault is; so the fast way need not ask.
+    #[cold]
+    fn latch(&mut self, fault: RingFault) {
+        self.fault.get_or_insert(fault);
+        self.avail_idx = self.next_avail;
+    }
+}
