@@ -1,1 +1,222 @@
-fn main() {}
+//! `blk-dataplane`: serves a disk image to virtual machines over vhost-user-blk.
+//!
+//! Follows QEMU's conventions for vhost-user back-end programs (docs/interop/vhost-user.rst). Only
+//! arguments, wiring and the exit code are here; what the program does is in the library.
+
+mod arguments;
+mod diagnostics;
+mod inherited_fd;
+mod qemu_hint;
+mod size;
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use blk_dataplane::vhost_user::{BindError, Server};
+use blk_dataplane::{Backing, Caching, Device, DeviceError, Image, ImageError, ImageOptions};
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use arguments::Arguments;
+
+/// Printed by `--print-capabilities`. The features are those of the `vhost-user-blk` section of
+/// QEMU's vhost-user.json schema.
+const CAPABILITIES: &str = r#"{
+  "type": "block",
+  "features": [
+    "read-only",
+    "blk-file"
+  ]
+}
+"#;
+
+/// What ends the program before its time: the message, with its remedy, and the exit code.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+/// A bad command line, or files that are not as it says. Also clap's own code.
+const EXIT_USAGE: u8 = 2;
+/// The host refused something: permission, memory, descriptors, I/O.
+const EXIT_HOST: u8 = 1;
+
+impl Failure {
+    fn usage(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code: EXIT_USAGE,
+        }
+    }
+
+    fn host(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code: EXIT_HOST,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // vhost-user.rst: other options and arguments are ignored, and the program exits with 0.
+    if arguments.print_capabilities {
+        return match std::io::stdout().write_all(CAPABILITIES.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(EXIT_HOST),
+        };
+    }
+    diagnostics::init(arguments.verbose);
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("blk-dataplane: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    // Before anything is opened: a number that was not inherited must not name a descriptor of ours.
+    let inherited = match arguments.fd {
+        Some(number) => Some((number, inherited_socket(number)?)),
+        None => None,
+    };
+    // Before any thread starts: they inherit the mask, so that the signals are taken from the
+    // descriptor alone and none can end the program in the middle of a request.
+    let signals = block_signals()?;
+    let backing = open_backing(arguments)?;
+    let device = Device::new(backing, &arguments.device_options()).map_err(device_failure)?;
+    let server = match inherited {
+        Some((number, fd)) => Server::inherited(fd, device.clone())
+            .map_err(|error| Failure::usage(format!("--fd={number}: {error}")))?,
+        None => Server::bind(&arguments.socket_path()?, device.clone())
+            .map_err(|error| bind_failure(&error))?,
+    };
+    announce(&server, &device)?;
+    server
+        .serve(&signals)
+        .map_err(|error| Failure::host(error.to_string()))
+}
+
+fn inherited_socket(number: i32) -> Result<OwnedFd, Failure> {
+    inherited_fd::take(number).map_err(|error| {
+        Failure::usage(format!(
+            "--fd={number}: {error}; pass an open Unix stream socket as descriptor {number}"
+        ))
+    })
+}
+
+fn open_backing(arguments: &Arguments) -> Result<Backing, Failure> {
+    let Some(path) = &arguments.blk_file else {
+        // clap sees to it that one of the two is there.
+        return Ok(Backing::null(arguments.null.unwrap_or_default()));
+    };
+    if let Some(size) = arguments.create
+        && Image::create_if_missing(path, size).map_err(|error| image_failure(&error))?
+    {
+        eprintln!(
+            "blk-dataplane: created {} ({size} bytes, sparse)",
+            path.display()
+        );
+    }
+    let options = ImageOptions {
+        read_only: arguments.read_only,
+        ..ImageOptions::default()
+    };
+    let image = Image::open(path, &options).map_err(|error| image_failure(&error))?;
+    if let Caching::Buffered(reason) = image.caching() {
+        eprintln!(
+            "blk-dataplane: {}: using the page cache: {reason}",
+            path.display()
+        );
+    }
+    Ok(Backing::Image(image))
+}
+
+fn image_failure(error: &ImageError) -> Failure {
+    let (option, remedy) = match error {
+        ImageError::Open { source, .. } => (
+            "--blk-file",
+            match source.kind() {
+                std::io::ErrorKind::NotFound => "give --create SIZE to create it",
+                std::io::ErrorKind::PermissionDenied => {
+                    "check its permissions, or give --read-only if reading is enough"
+                }
+                std::io::ErrorKind::ReadOnlyFilesystem => "give --read-only",
+                _ => "check that the file can be opened by this user",
+            },
+        ),
+        ImageError::Create { .. } => (
+            "--create",
+            "check the directory's permissions and the file system's size limit",
+        ),
+        ImageError::NotAnImage { .. } => ("--blk-file", "give a raw disk image or a block device"),
+        ImageError::TooSmall { .. } => (
+            "--blk-file",
+            "enlarge the image, for example with truncate -s 1G",
+        ),
+        _ => ("--blk-file", "check that the file can be read by this user"),
+    };
+    match error {
+        ImageError::NotAnImage { .. } | ImageError::TooSmall { .. } => {
+            Failure::usage(format!("{option}: {error}; {remedy}"))
+        }
+        _ => Failure::host(format!("{option}: {error}; {remedy}")),
+    }
+}
+
+fn device_failure(error: DeviceError) -> Failure {
+    let option = match error {
+        DeviceError::SerialTooLong { .. } => "--serial",
+        DeviceError::NumQueues(_) => "--num-queues",
+        DeviceError::QueueSize(_) => "--queue-size",
+        _ => "--null",
+    };
+    Failure::usage(format!("{option}: {error}"))
+}
+
+fn bind_failure(error: &BindError) -> Failure {
+    match error {
+        BindError::InUse { .. } => Failure::usage(format!(
+            "--socket-path: {error}; stop it, or choose another --socket-path"
+        )),
+        BindError::NotASocket { .. } => Failure::usage(format!(
+            "--socket-path: {error}; it is left alone: choose another --socket-path"
+        )),
+        BindError::TooLong { .. } => {
+            Failure::usage(format!("--socket-path: {error}; choose a shorter one"))
+        }
+        _ => Failure::host(format!(
+            "--socket-path: {error}; check that its directory exists and may be written to"
+        )),
+    }
+}
+
+/// `SIGTERM` and `SIGINT` as a descriptor that becomes readable.
+fn block_signals() -> Result<SignalFd, Failure> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGINT);
+    set.thread_block()
+        .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+        .map_err(|errno| Failure::host(format!("cannot watch for signals: {errno}")))
+}
+
+/// One `ready` line on stdout, once a front-end may connect; how to attach it on stderr.
+fn announce(server: &Server, device: &Device) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    let ready = match server.path() {
+        Some(path) => {
+            eprint!("{}", qemu_hint::attach(path, device));
+            writeln!(stdout, "ready {}", path.display())
+        }
+        None => writeln!(stdout, "ready"),
+    };
+    ready
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure::host(format!("cannot write to standard output: {error}")))
+}

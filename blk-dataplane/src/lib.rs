@@ -1,1 +1,56 @@
-//! virtio-blk data plane: device, data thread, and (feature vhost-user) the protocol server
+//! A virtio-blk data plane.
+//!
+//! # Overview
+//!
+//! A dedicated thread takes a guest's block requests straight from its virtqueues in shared memory,
+//! submits them to the host kernel's asynchronous I/O, and completes them back: no lock, no
+//! allocation and no copy on the way. A VMM embeds it through [`DataPlane`], over its own guest
+//! memory and notifiers; the feature `vhost-user` adds the server that lets any vhost-user front-end
+//! connect to it.
+//!
+//! # Design
+//!
+//! ```text
+//!            control (any thread)                       data thread, one per device
+//!   DataPlane ── channel ─────────────────> commands ─┐
+//!   guest kick ─ eventfd ─> event-poll ─────────────> fetch: vring.pop, parse, iosched.plug
+//!   guest irq <─ call fd <─ vring.push, publish <─ ioq.reap <─ kernel <─ ioq.submit (once)
+//! ```
+//!
+//! Control never touches a ring: it sends a command that the data thread carries out between two
+//! batches. A flush completes only after every write popped before it is on stable storage. A bad
+//! request costs itself, a bad chain its head, a broken ring its queue; nothing costs the device.
+//!
+//! # Example
+//!
+//! See [`DataPlane`].
+//!
+//! # Features
+//!
+//! - `vhost-user`: the vhost-user-blk server, module `vhost_user`.
+
+mod config_space;
+mod counters;
+mod data_thread;
+mod dataplane;
+mod device;
+mod image;
+mod notifier;
+mod request;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
+
+// The public interface is:
+pub use config_space::{CONFIG_SPACE_LEN, ConfigSpace};
+pub use counters::CounterSnapshot;
+pub use data_thread::StartError;
+pub use dataplane::{DataPlane, Gone, QueueError, QueueSetup, StopError};
+pub use device::{
+    Backing, DEFAULT_NUM_QUEUES, DEFAULT_QUEUE_SIZE, Device, DeviceError, DeviceOptions,
+    MAX_NUM_QUEUES,
+};
+pub use image::{BufferedReason, Caching, Image, ImageError, ImageOptions};
+pub use notifier::Notifier;
+
+/// The unit of virtio-blk addresses, whatever the block size (virtio 1.3 §5.2.6).
+pub const SECTOR_SIZE: u64 = 512;

@@ -1,0 +1,141 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use blk_dataplane::{DEFAULT_NUM_QUEUES, DEFAULT_QUEUE_SIZE, DeviceOptions};
+use clap::{ArgAction, Parser};
+
+use crate::Failure;
+use crate::size::parse_size;
+
+/// Serves a disk image to virtual machines over vhost-user-blk.
+///
+/// Serves one front-end after another until SIGTERM or SIGINT, then completes what is in flight,
+/// writes the image out and removes its socket.
+#[derive(Debug, Parser)]
+#[command(name = "blk-dataplane", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// Raw disk image or block device to serve.
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["null", "print_capabilities"])]
+    pub(crate) blk_file: Option<PathBuf>,
+
+    /// Create a sparse image of SIZE (like 512M, 1G) if there is none; an existing one is left as it
+    /// is.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "blk_file",
+          conflicts_with = "read_only")]
+    pub(crate) create: Option<u64>,
+
+    /// Serve a device of SIZE that stores nothing: reads give zeroes, everything completes at once.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size,
+          conflicts_with_all = ["blk_file", "read_only"])]
+    pub(crate) null: Option<u64>,
+
+    /// Refuse writes, and open the image for reading only.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// Where to listen [default: the image's path with .sock appended, or null.sock].
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    pub(crate) socket_path: Option<PathBuf>,
+
+    /// Serve on this inherited socket instead, listening or connected.
+    #[arg(long, value_name = "FDNUM")]
+    pub(crate) fd: Option<i32>,
+
+    /// Request queues to offer. A guest uses as many as it has CPUs; unused ones cost nothing.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_NUM_QUEUES)]
+    num_queues: u16,
+
+    /// Largest ring to accept, a power of two; the front-end chooses the size in use.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUE_SIZE)]
+    queue_size: u16,
+
+    /// Serial number the guest sees, at most 20 bytes.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    serial: String,
+
+    /// Print this program's capabilities as JSON and exit; other options are ignored.
+    #[arg(long)]
+    pub(crate) print_capabilities: bool,
+
+    /// Say more on stderr; twice for every ring start and malformed request.
+    #[arg(short, long, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  stopped by SIGTERM or SIGINT (or, with a connected --fd, by the front-end), image written out
+  1  the host refused something: permission, descriptors, memory, I/O
+  2  the command line, or what it names, is not usable";
+
+impl Arguments {
+    /// Where to listen, absolute.
+    pub(crate) fn socket_path(&self) -> Result<PathBuf, Failure> {
+        let path = match (&self.socket_path, &self.blk_file) {
+            (Some(path), _) => path.clone(),
+            (None, Some(image)) => {
+                let mut name = image.clone().into_os_string();
+                name.push(".sock");
+                PathBuf::from(name)
+            }
+            (None, None) => PathBuf::from("null.sock"),
+        };
+        // QEMU runs elsewhere as often as not: what is printed for it must not depend on where.
+        std::path::absolute(&path).map_err(|error| {
+            Failure::usage(format!(
+                "--socket-path: {}: {error}; give a path",
+                path.display()
+            ))
+        })
+    }
+
+    pub(crate) fn device_options(&self) -> DeviceOptions {
+        DeviceOptions {
+            serial: self.serial.clone(),
+            num_queues: self.num_queues,
+            queue_size: self.queue_size,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_socket_is_beside_the_image_unless_said_otherwise() {
+        let socket = |line| parse(line).unwrap().socket_path().unwrap();
+        assert_eq!(
+            socket("x --blk-file /a/disk.img"),
+            PathBuf::from("/a/disk.img.sock")
+        );
+        let both = "x --blk-file /a/disk.img --socket-path /run/s";
+        assert_eq!(socket(both), PathBuf::from("/run/s"));
+        assert!(socket("x --null 1G").ends_with("null.sock"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "x",
+            "x --blk-file a --null 1G",
+            "x --null 1G --read-only",
+            "x --null 1G --create 1G",
+            "x --blk-file a --create 1G --read-only",
+            "x --blk-file a --socket-path s --fd 3",
+            "x --blk-file a --create lots",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn capabilities_can_be_asked_for_alone() {
+        assert!(parse("x --print-capabilities").unwrap().print_capabilities);
+    }
+}

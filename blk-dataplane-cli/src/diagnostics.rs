@@ -1,0 +1,17 @@
+//! What is said on stderr while serving.
+
+use tracing_subscriber::filter::LevelFilter;
+
+/// Warnings always, connections with `-v`, rings and malformed requests with `-vv`.
+pub(crate) fn init(verbose: u8) {
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}

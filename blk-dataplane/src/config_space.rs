@@ -1,0 +1,71 @@
+//! The device configuration space (virtio 1.3 §5.2.4) as the bytes a front-end reads.
+
+use std::mem::offset_of;
+
+use virtio_bindings::virtio_blk::virtio_blk_config;
+
+/// Length of the configuration structure in bytes, zoned characteristics included.
+pub const CONFIG_SPACE_LEN: usize = 96;
+const _: () = assert!(CONFIG_SPACE_LEN == size_of::<virtio_blk_config>());
+
+/// What the configuration space says; every other field is zero because its feature is not offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConfigFields {
+    /// In 512-byte sectors, whatever the block size.
+    pub(crate) capacity_sectors: u64,
+    /// Data segments in one request (`VIRTIO_BLK_F_SEG_MAX`).
+    pub(crate) seg_max: u32,
+    /// Logical block size in bytes (`VIRTIO_BLK_F_BLK_SIZE`).
+    pub(crate) blk_size: u32,
+    /// Request queues (`VIRTIO_BLK_F_MQ`).
+    pub(crate) num_queues: u16,
+}
+
+/// The configuration space, little endian as virtio 1.x demands (§2.5.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigSpace {
+    bytes: [u8; CONFIG_SPACE_LEN],
+}
+
+impl ConfigSpace {
+    pub(crate) fn new(fields: &ConfigFields) -> Self {
+        let mut bytes = [0u8; CONFIG_SPACE_LEN];
+        let mut put = |offset: usize, value: &[u8]| {
+            bytes[offset..offset + value.len()].copy_from_slice(value);
+        };
+        put(
+            offset_of!(virtio_blk_config, capacity),
+            &fields.capacity_sectors.to_le_bytes(),
+        );
+        put(
+            offset_of!(virtio_blk_config, seg_max),
+            &fields.seg_max.to_le_bytes(),
+        );
+        put(
+            offset_of!(virtio_blk_config, blk_size),
+            &fields.blk_size.to_le_bytes(),
+        );
+        put(
+            offset_of!(virtio_blk_config, num_queues),
+            &fields.num_queues.to_le_bytes(),
+        );
+        Self { bytes }
+    }
+
+    /// `len` bytes from `offset`, or `None` where the range leaves the structure. Front-ends read
+    /// any prefix: 60 bytes (before write zeroes had a secure-erase tail) and 96 are both in use.
+    ///
+    /// ```
+    /// # use blk_dataplane::{Backing, Device, DeviceOptions};
+    /// let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
+    /// let capacity = device.config_space().read(0, 8).unwrap();
+    /// assert_eq!(capacity, 2048u64.to_le_bytes());
+    /// assert!(device.config_space().read(90, 8).is_none());
+    /// ```
+    #[must_use]
+    pub fn read(&self, offset: u32, len: u32) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        let end = start.checked_add(usize::try_from(len).ok()?)?;
+        self.bytes.get(start..end)
+    }
+}

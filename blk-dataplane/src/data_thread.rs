@@ -1,0 +1,356 @@
+//! The data thread: one loop that owns a device's rings and its I/O queue.
+//!
+//! Nothing here is shared. Control reaches the thread as [`Command`]s that it takes between two
+//! batches, so stopping a queue, replacing the memory map or draining cannot race with popping.
+//!
+//! ```text
+//!        commands ──┐
+//! kick ─ eventfd ─> wait ─> fetch (pop, parse, plug) ─> submit (merge, flush, one io_submit)
+//!                    ^                                     │
+//!                    └── arm ── publish, call <── reap <───┘
+//! ```
+
+mod bounce;
+mod buffers;
+mod command;
+mod executor;
+mod flush;
+mod queue;
+mod slots;
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+use event_poll::{EventPoll, Token};
+use ioq::Durability;
+use vm_memory::GuestMemoryBackend;
+use vring::Chain;
+
+use self::buffers::MemoryRef;
+use self::executor::{Executor, Finished, Started};
+use self::queue::{Fetched, QueueState};
+use self::slots::SlotId;
+
+pub(crate) use self::command::{Command, QueueParts};
+
+use crate::counters::Counters;
+use crate::device::Device;
+use crate::notifier::Notifier;
+
+/// Chains fetched from one queue before the others, the completions and the control channel get
+/// their turn (hostile-inputs A11, Z4). Half the requests in flight: the kernel works on one half
+/// while the other is fetched.
+const BATCH_MAX: usize = 128;
+
+/// How often operations that the kernel refused with EAGAIN are tried again when nothing in flight
+/// could wake the thread. One pass of the kernel's own writeback or allocator takes about as long.
+const RETRY_DELAY: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// Events taken per wait; the rest come with the next.
+const EVENTS_MAX: usize = 64;
+
+/// Token of the I/O queue's completion eventfd. Queues have their index.
+const COMPLETIONS: Token = Token(1 << 32);
+
+/// Why a data thread cannot start. The host's fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The kernel gives no I/O context.
+    #[error(transparent)]
+    IoQueue(#[from] ioq::SetupError),
+    /// The kernel gives no epoll instance or eventfd.
+    #[error(transparent)]
+    EventPoll(#[from] event_poll::Error),
+    /// The kernel gives no thread.
+    #[error("cannot start the data thread: {0}")]
+    Thread(std::io::Error),
+    /// No memory for the bounce buffers.
+    #[error("no memory for the device's buffers")]
+    NoMemory,
+}
+
+/// Someone waiting until nothing is in flight.
+#[derive(Debug)]
+struct Drain {
+    reply: Sender<()>,
+    then: AfterDrain,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AfterDrain {
+    Resume,
+    StayPaused,
+    Exit,
+}
+
+#[derive(Debug)]
+pub(crate) struct DataThread<M: GuestMemoryBackend> {
+    poll: EventPoll,
+    commands: Receiver<Command<M>>,
+    queues: Box<[Option<Box<QueueState<M>>>]>,
+    executor: Executor<M>,
+    memory: MemoryRef<M>,
+    /// Where every chain is popped into.
+    chain: Chain,
+    /// No fetching from any queue.
+    paused: bool,
+    drains: Vec<Drain>,
+    counters: Arc<Counters>,
+}
+
+impl<M: GuestMemoryBackend> DataThread<M> {
+    /// Built on the thread itself: what it owns never moves to another.
+    pub(crate) fn new(
+        device: &Device,
+        memory: Arc<M>,
+        mut poll: EventPoll,
+        commands: Receiver<Command<M>>,
+        counters: Arc<Counters>,
+    ) -> Result<Self, StartError> {
+        let executor = Executor::new(device, Arc::clone(&counters))?;
+        if let Some(fd) = executor.ioq().completion_fd() {
+            poll.add(fd, COMPLETIONS)?;
+        }
+        Ok(Self {
+            poll,
+            commands,
+            queues: (0..device.num_queues()).map(|_| None).collect(),
+            executor,
+            memory: MemoryRef::new(memory),
+            chain: Chain::for_queue(device.max_queue_size()),
+            paused: false,
+            drains: Vec::new(),
+            counters,
+        })
+    }
+
+    pub(crate) fn poll_events_max() -> usize {
+        EVENTS_MAX
+    }
+
+    /// Runs until told to exit, then has nothing in flight.
+    pub(crate) fn run(mut self) {
+        tracing::debug!("data thread started");
+        loop {
+            while let Ok(command) = self.commands.try_recv() {
+                self.command(command);
+            }
+            let fetched = self.fetch_all();
+            self.executor.submit();
+            let completed = self.reap();
+            self.publish_all();
+            if self.settle() {
+                break;
+            }
+            // While work keeps coming the thread neither sleeps nor lets the guest kick.
+            if !fetched && completed == 0 && self.arm() {
+                self.sleep();
+            }
+        }
+        tracing::debug!("data thread stopped");
+    }
+
+    /// Fetches from every queue that may have something. True if any had.
+    fn fetch_all(&mut self) -> bool {
+        if self.paused {
+            return false;
+        }
+        let Self {
+            queues,
+            executor,
+            memory,
+            chain,
+            counters,
+            ..
+        } = self;
+        let mut fetched = false;
+        for (index, queue) in (0u16..).zip(queues.iter_mut()) {
+            let Some(queue) = queue.as_deref_mut().filter(|queue| queue.may_fetch()) else {
+                continue;
+            };
+            queue.ring.disable_notification();
+            queue.armed = false;
+            for _ in 0..BATCH_MAX {
+                if !executor.has_room() {
+                    queue.starved = true;
+                    break;
+                }
+                match queue.pop(chain, counters) {
+                    Fetched::Chain(head) => {
+                        match executor.start(index, head, chain, memory) {
+                            Started::InFlight => {}
+                            Started::Finished { head, used_len } => queue.push(head, used_len),
+                            Started::NoRoom(head) => {
+                                queue.unpop(head);
+                                queue.starved = true;
+                                break;
+                            }
+                        }
+                        fetched = true;
+                        counters.requests.add(1);
+                    }
+                    Fetched::BadChain(head) => {
+                        queue.push(head, 0);
+                        fetched = true;
+                        counters.requests.add(1);
+                        counters.bad_chains.add(1);
+                    }
+                    Fetched::Nothing => break,
+                }
+            }
+        }
+        fetched
+    }
+
+    fn reap(&mut self) -> usize {
+        let Self {
+            executor, queues, ..
+        } = self;
+        let mut room = false;
+        let operations = executor.reap(
+            |Finished {
+                 queue,
+                 head,
+                 used_len,
+             }| {
+                room = true;
+                if let Some(queue) = queues
+                    .get_mut(usize::from(queue))
+                    .and_then(|q| q.as_deref_mut())
+                {
+                    queue.push(head, used_len);
+                }
+            },
+        );
+        if room {
+            for queue in queues.iter_mut().flatten() {
+                queue.starved = false;
+            }
+        }
+        operations
+    }
+
+    /// One index store and at most one interrupt per queue that has something to tell.
+    fn publish_all(&mut self) {
+        for queue in self.queues.iter_mut().flatten() {
+            queue.publish(&self.counters);
+        }
+    }
+
+    /// Ends what was waiting for requests to complete. True if the thread is to exit.
+    fn settle(&mut self) -> bool {
+        for index in 0..self.queues.len() {
+            let drained = |queue: &mut Box<QueueState<M>>| {
+                queue.stopping.is_some() && queue.ring.in_flight() == 0
+            };
+            if let Some(mut queue) = self.queues[index].take_if(drained) {
+                self.unwatch(&mut queue);
+                let base = queue.ring.next_avail();
+                if let Some(reply) = queue.stopping.take() {
+                    // Nobody waiting any more is no reason to fail.
+                    let _ = reply.send(Some(base));
+                }
+                self.update_durability();
+            }
+        }
+        if self.drains.is_empty() || self.executor.in_flight() > 0 {
+            return false;
+        }
+        let mut exit = false;
+        let mut resume = true;
+        for Drain { reply, then } in self.drains.drain(..) {
+            exit |= then == AfterDrain::Exit;
+            resume &= then == AfterDrain::Resume;
+            let _ = reply.send(());
+        }
+        self.paused = !resume;
+        exit
+    }
+
+    /// Lets the guest kick again before a sleep. False if something came in meanwhile: the kick for
+    /// it was suppressed, so it must be fetched without one (hostile-inputs N7).
+    fn arm(&mut self) -> bool {
+        if self.executor.has_completions() || !self.commands.is_empty() {
+            return false;
+        }
+        if self.paused {
+            return true;
+        }
+        let mut all_empty = true;
+        for queue in self.queues.iter_mut().flatten() {
+            // A starved queue is fetched from when a completion has made room, kick or no kick.
+            if queue.may_fetch() && !queue.armed && !queue.starved {
+                queue.armed = queue.ring.enable_notification();
+                all_empty &= queue.armed;
+            }
+        }
+        all_empty
+    }
+
+    /// Sleeps until a kick, a completion or a command.
+    fn sleep(&mut self) {
+        self.counters.sleeps.add(1);
+        let timeout = self.executor.ioq().needs_retry().then_some(RETRY_DELAY);
+        let events = match self.poll.wait(timeout) {
+            Ok(events) => events,
+            Err(error) => {
+                // epoll_wait fails only on a bad descriptor or address, neither of which can be.
+                // Slow down rather than spin: commands and rings are still looked at.
+                tracing::error!(%error, "waiting for events failed");
+                std::thread::sleep(RETRY_DELAY);
+                return;
+            }
+        };
+        let mut dead_kicks = [None; EVENTS_MAX];
+        for (event, dead) in events.iter().zip(&mut dead_kicks) {
+            if event.token == COMPLETIONS {
+                // Before the completions are looked at: one that comes later sets it again.
+                self.executor.ioq().clear_completion_fd();
+                continue;
+            }
+            let index = usize::try_from(event.token.0).unwrap_or(usize::MAX);
+            if let Some(queue) = self.queues.get_mut(index).and_then(|q| q.as_deref_mut()) {
+                queue.armed = false;
+                if !queue.clear_kick() {
+                    *dead = Some(index);
+                }
+            }
+        }
+        for index in dead_kicks.into_iter().flatten() {
+            self.drop_kick(index);
+        }
+    }
+
+    /// Stops watching a kick descriptor that cannot be read: level-triggered, it would wake the
+    /// thread for ever (hostile-inputs N9).
+    fn drop_kick(&mut self, index: usize) {
+        tracing::warn!(
+            queue = index,
+            "the kick descriptor cannot be read; no longer watched"
+        );
+        if let Some(mut queue) = self.queues[index].take() {
+            self.unwatch(&mut queue);
+            self.queues[index] = Some(queue);
+        }
+    }
+
+    fn unwatch(&mut self, queue: &mut QueueState<M>) {
+        if let Some(kick) = queue.kick.take()
+            && let Err(error) = self.poll.remove(&kick)
+        {
+            tracing::warn!(%error, "a kick descriptor was not watched");
+        }
+    }
+
+    /// Writes are write-through as soon as one running queue's driver did not take FLUSH.
+    fn update_durability(&mut self) {
+        let mut queues = self.queues.iter().flatten();
+        let durability = if queues.all(|queue| queue.flush_negotiated) {
+            Durability::WriteBack
+        } else {
+            Durability::WriteThrough
+        };
+        self.executor.set_durability(durability);
+    }
+}

@@ -1,0 +1,276 @@
+//! Guest buffers as the kernel sees them: the host addresses behind each request's data, and the
+//! only place where they are handed to the I/O queue.
+//!
+//! Soundness in one paragraph: a slot's iovecs are made here, by translating through a memory map,
+//! and the slot keeps that map with them; they are private, so nothing else can be in a slot. An
+//! operation is queued with an [`Owner`] that holds the same map (or the bounce buffer the iovec
+//! points into), and the I/O queue keeps the owner until the kernel is done with the operation. A
+//! map replaced meanwhile therefore stays mapped for as long as an operation points into it.
+
+// UNSAFETY: the I/O queue takes raw iovecs; that they stay valid is this module's promise.
+#![expect(unsafe_code)]
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ioq::{AlignedBuf, Durability, IoQueue};
+use libc::iovec;
+use vm_memory::GuestMemoryBackend;
+use vring::Segment;
+
+use super::SlotId;
+
+/// Segments a request may have to be submitted in place. One with more (twice what `seg_max` tells
+/// the driver leaves room for buffers that cross memory regions) goes through a bounce buffer.
+pub(super) const MAX_SEGMENTS_PER_REQUEST: usize = 252;
+
+/// Distance between the iovecs of two slots. An odd number of cache lines: with a multiple of 4096
+/// bytes every slot's first iovec would fall into the same set of the L1 cache.
+const SLOT_STRIDE: usize = MAX_SEGMENTS_PER_REQUEST;
+const _: () = assert!((SLOT_STRIDE * size_of::<iovec>()) / 64 % 2 == 1);
+const _: () = assert!((SLOT_STRIDE * size_of::<iovec>()).is_multiple_of(64));
+
+/// A memory map shared by everything in flight that points into it. `Rc` in front of the `Arc`: a
+/// request's references are counted on the data thread without a locked instruction.
+#[derive(Debug)]
+#[expect(
+    clippy::redundant_allocation,
+    reason = "the Rc is there for its unlocked count"
+)]
+pub(super) struct MemoryRef<M>(Rc<Arc<M>>);
+
+impl<M> MemoryRef<M> {
+    pub(super) fn new(memory: Arc<M>) -> Self {
+        Self(Rc::new(memory))
+    }
+
+    pub(super) fn map(&self) -> &M {
+        &self.0
+    }
+}
+
+impl<M> Clone for MemoryRef<M> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+/// What an operation in flight owns, and whose operation it is.
+#[derive(Debug)]
+pub(super) enum Owner<M> {
+    /// Data straight from or to guest memory, for the request `first` and those linked to it.
+    Guest {
+        first: SlotId,
+        /// Keeps the memory that the iovecs point into mapped.
+        _memory: MemoryRef<M>,
+    },
+    /// Data in a bounce buffer, for one request.
+    Bounce { slot: SlotId, buffer: AlignedBuf },
+    /// No data: an fdatasync for the request `first` and those linked to it.
+    Flush { first: SlotId },
+}
+
+/// Why a request's data cannot be submitted where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotInPlace {
+    /// An address is outside guest memory. The guest's fault.
+    Unmapped,
+    /// Direct I/O demands an alignment that the buffers do not have, or there are too many of them.
+    Bounce,
+}
+
+/// What direct I/O demands of every iovec, in bytes; 1 and 1 where nothing is demanded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alignment {
+    pub(super) address: usize,
+    pub(super) len: usize,
+}
+
+#[derive(Debug)]
+struct Slot<M> {
+    count: usize,
+    memory: Option<MemoryRef<M>>,
+}
+
+/// The iovecs of every request in flight, in storage allocated once.
+#[derive(Debug)]
+pub(super) struct GuestBuffers<M> {
+    iovecs: Box<[iovec]>,
+    slots: Box<[Slot<M>]>,
+    alignment: Alignment,
+}
+
+impl<M: GuestMemoryBackend> GuestBuffers<M> {
+    pub(super) fn new(slots: usize, alignment: Alignment) -> Self {
+        let none = iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Self {
+            iovecs: vec![none; slots * SLOT_STRIDE].into_boxed_slice(),
+            slots: (0..slots)
+                .map(|_| Slot {
+                    count: 0,
+                    memory: None,
+                })
+                .collect(),
+            alignment,
+        }
+    }
+
+    /// Fills a slot with the host addresses of `bytes` of the data that `segments` describe, and
+    /// returns how many iovecs that took. A range that crosses into an adjacent region is split.
+    pub(super) fn fill(
+        &mut self,
+        slot: SlotId,
+        memory: &MemoryRef<M>,
+        segments: &[Segment],
+        bytes: Range<u64>,
+    ) -> Result<usize, NotInPlace> {
+        let base = slot.index() * SLOT_STRIDE;
+        let iovecs = &mut self.iovecs[base..base + MAX_SEGMENTS_PER_REQUEST];
+        let entry = &mut self.slots[slot.index()];
+        entry.count = 0;
+        entry.memory = None;
+        let (mut skip, mut left) = (bytes.start, bytes.end - bytes.start);
+        let mut count = 0;
+        let mut in_place = true;
+        for segment in segments {
+            let len = u64::from(segment.len);
+            if skip >= len {
+                skip -= len;
+                continue;
+            }
+            if left == 0 {
+                break;
+            }
+            let addr = segment
+                .addr
+                .0
+                .checked_add(skip)
+                .ok_or(NotInPlace::Unmapped)?;
+            let take = (len - skip).min(left);
+            skip = 0;
+            left -= take;
+            // A u32 length fits usize on the 64-bit hosts this runs on.
+            let take = usize::try_from(take).map_err(|_| NotInPlace::Unmapped)?;
+            for slice in memory.map().get_slices(vm_memory::GuestAddress(addr), take) {
+                let slice = slice.map_err(|_| NotInPlace::Unmapped)?;
+                let iov_base = slice.ptr_guard_mut().as_ptr();
+                let misaligned = iov_base.addr() % self.alignment.address != 0
+                    || slice.len() % self.alignment.len != 0;
+                // Every segment is translated even when the request will bounce: one that is not
+                // mapped makes the chain bad, however its neighbours lie.
+                in_place &= !misaligned && count < MAX_SEGMENTS_PER_REQUEST;
+                if in_place {
+                    iovecs[count] = iovec {
+                        iov_base: iov_base.cast(),
+                        iov_len: slice.len(),
+                    };
+                    count += 1;
+                }
+            }
+        }
+        debug_assert_eq!(left, 0, "the range goes past the segments");
+        if !in_place {
+            return Err(NotInPlace::Bounce);
+        }
+        entry.count = count;
+        entry.memory = Some(memory.clone());
+        Ok(count)
+    }
+
+    /// Lets go of a slot's memory map.
+    pub(super) fn clear(&mut self, slot: SlotId) {
+        let entry = &mut self.slots[slot.index()];
+        entry.count = 0;
+        entry.memory = None;
+    }
+
+    /// Queues one operation for the data of `slots`, back to back in the file from `offset`. The
+    /// first slot names it. False if it could not be queued; nothing has happened then.
+    pub(super) fn queue<I>(
+        &self,
+        queue: &mut IoQueue<Owner<M>>,
+        transfer: Transfer,
+        offset: u64,
+        slots: I,
+    ) -> bool
+    where
+        I: Iterator<Item = SlotId> + Clone,
+    {
+        let Some(first) = slots.clone().next() else {
+            return false;
+        };
+        let Some(memory) = &self.slots[first.index()].memory else {
+            return false;
+        };
+        // One owner keeps one map alive, so all parts must point into that one.
+        let same_map = slots.clone().all(|slot| {
+            let part = self.slots[slot.index()].memory.as_ref();
+            part.is_some_and(|part| Rc::ptr_eq(&part.0, &memory.0))
+        });
+        if !same_map {
+            return false;
+        }
+        let owner = Owner::Guest {
+            first,
+            _memory: memory.clone(),
+        };
+        let iovecs = slots.flat_map(|slot| {
+            let base = slot.index() * SLOT_STRIDE;
+            self.iovecs[base..base + self.slots[slot.index()].count]
+                .iter()
+                .copied()
+        });
+        // SAFETY: `fill` translated each iovec through the map that the owner holds, so it stays
+        // mapped, readable and writable until the owner is dropped, whatever happens to this table.
+        // The guest may write to it at any time; the kernel copies, and nothing here reads it.
+        let queued = unsafe {
+            match transfer {
+                Transfer::Read => queue.queue_readv(offset, iovecs, owner),
+                Transfer::Write(durability) => {
+                    queue.queue_writev(offset, iovecs, durability, owner)
+                }
+            }
+        };
+        queued.is_ok()
+    }
+}
+
+/// Direction of a transfer, seen from the guest.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Transfer {
+    Read,
+    Write(Durability),
+}
+
+/// Queues the first `len` bytes of a bounce buffer. Gives the buffer back if it cannot be queued.
+pub(super) fn queue_bounce<M>(
+    queue: &mut IoQueue<Owner<M>>,
+    transfer: Transfer,
+    offset: u64,
+    slot: SlotId,
+    mut buffer: AlignedBuf,
+    len: usize,
+) -> Result<(), AlignedBuf> {
+    let chunk = &mut buffer[..len];
+    let segment = iovec {
+        iov_base: chunk.as_mut_ptr().cast(),
+        iov_len: chunk.len(),
+    };
+    let owner = Owner::Bounce { slot, buffer };
+    // SAFETY: the iovec lies in the owner's buffer, which is on the heap: moving the owner does not
+    // move it, and the owner comes back only when the kernel is done.
+    let queued = unsafe {
+        match transfer {
+            Transfer::Read => queue.queue_readv(offset, [segment], owner),
+            Transfer::Write(durability) => queue.queue_writev(offset, [segment], durability, owner),
+        }
+    };
+    queued.map_err(|error| match error.into_owner() {
+        Owner::Bounce { buffer, .. } => buffer,
+        Owner::Guest { .. } | Owner::Flush { .. } => unreachable!("the owner made above"),
+    })
+}

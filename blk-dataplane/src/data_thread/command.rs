@@ -1,0 +1,205 @@
+//! What control may ask of the data thread.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use event_poll::{EventNotifier, Token};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vring::{RingAddresses, SplitQueue};
+
+use super::buffers::MemoryRef;
+use super::queue::QueueState;
+use super::{AfterDrain, DataThread, Drain};
+use crate::notifier::Notifier;
+
+/// Addresses that no memory map holds: 16-aligned, and any ring there would wrap.
+const NOWHERE: RingAddresses = RingAddresses {
+    descriptor_table: GuestAddress(u64::MAX - 15),
+    available_ring: GuestAddress(u64::MAX - 15),
+    used_ring: GuestAddress(u64::MAX - 15),
+};
+
+/// A queue ready to run.
+pub(crate) struct QueueParts<M: GuestMemoryBackend> {
+    pub(crate) ring: SplitQueue<M>,
+    pub(crate) kick: EventNotifier,
+    pub(crate) call: Option<Box<dyn Notifier>>,
+    pub(crate) err: Option<Box<dyn Notifier>>,
+    pub(crate) enabled: bool,
+    pub(crate) flush_negotiated: bool,
+}
+
+/// Each is carried out between two batches. Replies are sent when the thing has happened.
+pub(crate) enum Command<M: GuestMemoryBackend> {
+    /// The caller has seen to it that the index is free and in range.
+    StartQueue {
+        index: u16,
+        parts: Box<QueueParts<M>>,
+        reply: Sender<Result<(), event_poll::Error>>,
+    },
+    /// Replies with the next available index once nothing of the queue is in flight and everything
+    /// is published; `None` if it was not running.
+    StopQueue {
+        index: u16,
+        reply: Sender<Option<u16>>,
+    },
+    EnableQueue {
+        index: u16,
+        enabled: bool,
+    },
+    SetKick {
+        index: u16,
+        kick: EventNotifier,
+        reply: Sender<Result<(), event_poll::Error>>,
+    },
+    SetCall {
+        index: u16,
+        call: Option<Box<dyn Notifier>>,
+    },
+    SetErr {
+        index: u16,
+        err: Option<Box<dyn Notifier>>,
+    },
+    /// A new memory map, and where each running ring lies in it.
+    UpdateMemory {
+        memory: Arc<M>,
+        rings: Vec<(u16, Option<RingAddresses>)>,
+        reply: Sender<()>,
+    },
+    Drain {
+        reply: Sender<()>,
+    },
+    Pause {
+        reply: Sender<()>,
+    },
+    Resume,
+    /// Stops fetching, completes everything, exits.
+    Exit {
+        reply: Sender<()>,
+    },
+}
+
+impl<M: GuestMemoryBackend> DataThread<M> {
+    /// Replies are sent without looking whether somebody still waits: one who gave up is no error.
+    pub(super) fn command(&mut self, command: Command<M>) {
+        match command {
+            Command::StartQueue {
+                index,
+                parts,
+                reply,
+            } => {
+                let _ = reply.send(self.start_queue(index, *parts));
+            }
+            Command::StopQueue { index, reply } => match self.queue(index) {
+                // A second stop takes the first one's place; the first caller sees it dropped.
+                Some(queue) => queue.stopping = Some(reply),
+                None => {
+                    let _ = reply.send(None);
+                }
+            },
+            Command::EnableQueue { index, enabled } => {
+                if let Some(queue) = self.queue(index) {
+                    queue.enabled = enabled;
+                    // Look at the ring without waiting for a kick: one that came while the queue
+                    // was disabled is not repeated (peers.md lesson 1).
+                    queue.armed = false;
+                }
+            }
+            Command::SetKick { index, kick, reply } => {
+                let _ = reply.send(self.set_kick(index, kick));
+            }
+            Command::SetCall { index, call } => {
+                if let Some(queue) = self.queue(index) {
+                    queue.call = call;
+                }
+            }
+            Command::SetErr { index, err } => {
+                if let Some(queue) = self.queue(index) {
+                    queue.err = err;
+                }
+            }
+            Command::UpdateMemory {
+                memory,
+                rings,
+                reply,
+            } => {
+                self.update_memory(&memory, rings);
+                let _ = reply.send(());
+            }
+            Command::Drain { reply } => self.drain(reply, AfterDrain::Resume),
+            Command::Pause { reply } => self.drain(reply, AfterDrain::StayPaused),
+            Command::Resume => {
+                self.paused = !self.drains.is_empty();
+                self.look_at_every_ring();
+            }
+            Command::Exit { reply } => self.drain(reply, AfterDrain::Exit),
+        }
+    }
+
+    fn queue(&mut self, index: u16) -> Option<&mut QueueState<M>> {
+        self.queues.get_mut(usize::from(index))?.as_deref_mut()
+    }
+
+    fn start_queue(&mut self, index: u16, parts: QueueParts<M>) -> Result<(), event_poll::Error> {
+        self.poll.add(&parts.kick, Token(u64::from(index)))?;
+        let mut queue = QueueState::new(parts.ring, parts.flush_negotiated);
+        queue.kick = Some(parts.kick);
+        queue.call = parts.call;
+        queue.err = parts.err;
+        queue.enabled = parts.enabled;
+        // Not armed: the first pass of the loop looks at the ring, kick or no kick.
+        if let Some(place) = self.queues.get_mut(usize::from(index)) {
+            *place = Some(Box::new(queue));
+        }
+        self.update_durability();
+        Ok(())
+    }
+
+    fn set_kick(&mut self, index: u16, kick: EventNotifier) -> Result<(), event_poll::Error> {
+        let Some(place) = self.queues.get_mut(usize::from(index)) else {
+            return Ok(());
+        };
+        let Some(mut queue) = place.take() else {
+            return Ok(());
+        };
+        let added = self.poll.add(&kick, Token(u64::from(index)));
+        if added.is_ok() {
+            self.unwatch(&mut queue);
+            queue.kick = Some(kick);
+            // A kick sent to the old descriptor and not yet seen is made good by looking.
+            queue.armed = false;
+        }
+        self.queues[usize::from(index)] = Some(queue);
+        added
+    }
+
+    fn update_memory(&mut self, memory: &Arc<M>, rings: Vec<(u16, Option<RingAddresses>)>) {
+        self.memory = MemoryRef::new(Arc::clone(memory));
+        for (index, addresses) in rings {
+            let Some(queue) = self.queue(index) else {
+                continue;
+            };
+            // If the ring is not there, it latches a fault that the next pop reports.
+            let moved = queue
+                .ring
+                .set_memory(Arc::clone(memory), addresses.unwrap_or(NOWHERE));
+            if let Err(error) = moved {
+                tracing::warn!(queue = index, %error, "the new memory map does not hold the ring");
+            }
+            queue.armed = false;
+        }
+        // What is in flight holds the map it was translated through.
+    }
+
+    fn drain(&mut self, reply: Sender<()>, then: AfterDrain) {
+        self.paused = true;
+        self.drains.push(Drain { reply, then });
+        self.look_at_every_ring();
+    }
+
+    fn look_at_every_ring(&mut self) {
+        for queue in self.queues.iter_mut().flatten() {
+            queue.armed = false;
+        }
+    }
+}

@@ -1,0 +1,576 @@
+//! Requests from pop to push: parsing, merging, submitting, completing. Knows no rings; the data
+//! thread gives it chains and takes finished heads from it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ioq::{Durability, IoQueue};
+use iosched::{Limits, Merged, Merger, Op};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vring::{Chain, Head};
+
+use super::bounce::Bounce;
+use super::buffers::{
+    Alignment, GuestBuffers, MAX_SEGMENTS_PER_REQUEST, MemoryRef, NotInPlace, Owner, Transfer,
+    queue_bounce,
+};
+use super::flush::FlushTracker;
+use super::slots::{Request, Slots, Work};
+use super::{SlotId, StartError};
+use crate::counters::Counters;
+use crate::device::{Backing, Device};
+use crate::request::{self, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
+
+/// Requests in flight per data thread. Disks gain nothing from more, each costs a kernel AIO slot
+/// out of a host-wide 65536, and the rings hold the rest.
+const IN_FLIGHT_MAX: u16 = 256;
+
+/// Iovecs in one operation: merging stops here. Half of Linux's own limit (`UIO_MAXIOV`, 1024).
+const OPERATION_SEGMENTS_MAX: u16 = 512;
+const _: () = assert!(MAX_SEGMENTS_PER_REQUEST <= OPERATION_SEGMENTS_MAX as usize);
+
+/// Bytes in one merged operation: beyond a megabyte a disk's throughput no longer grows, while the
+/// requests in it wait for each other.
+const OPERATION_BYTES_MAX: u64 = 1 << 20;
+
+/// Used length of an answered request: the contiguous prefix of its writable area that was really
+/// written (virtio 1.3 §2.7.8.2). The status byte counts only if all data before it was written.
+fn used_len(written: u64, writable_data: u64) -> u32 {
+    let len = if written == writable_data {
+        written.saturating_add(1)
+    } else {
+        written
+    };
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// What became of a chain handed to [`Executor::start`].
+#[derive(Debug)]
+pub(super) enum Started {
+    /// In flight; [`Executor::reap`] will tell.
+    InFlight,
+    /// Answered on the spot: push it with this used length.
+    Finished { head: Head, used_len: u32 },
+    /// Not started for want of room: un-pop it, room comes with a completion.
+    NoRoom(Head),
+}
+
+/// A request that has come to its end.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) queue: u16,
+    pub(super) head: Head,
+    pub(super) used_len: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Executor<M> {
+    ioq: IoQueue<Owner<M>>,
+    slots: Slots<M>,
+    buffers: GuestBuffers<M>,
+    merger: Merger,
+    flushes: FlushTracker<SlotId>,
+    bounce: Bounce,
+    /// Operations that came back, whether they went well, and are yet to be acted on. Storage
+    /// reused; at most one per slot.
+    done: VecDeque<(Owner<M>, bool)>,
+    /// Of every write. See [`set_durability`](Self::set_durability).
+    durability: Durability,
+    geometry: Geometry,
+    serial: [u8; ID_LEN],
+    counters: Arc<Counters>,
+}
+
+impl<M: GuestMemoryBackend> Executor<M> {
+    pub(super) fn new(device: &Device, counters: Arc<Counters>) -> Result<Self, StartError> {
+        let config = ioq::Config {
+            depth: IN_FLIGHT_MAX,
+            max_segments: OPERATION_SEGMENTS_MAX,
+        };
+        let (ioq, address, len) = match device.backing() {
+            Backing::Image(image) => {
+                let direct = image.memory_alignment() > 1;
+                let ioq = IoQueue::linux_aio(Arc::clone(image.file()), &config)?;
+                let len = if direct { image.block_size() } else { 1 };
+                (ioq, image.memory_alignment(), len)
+            }
+            Backing::Null { .. } => (IoQueue::null(&config)?, 1, 1),
+        };
+        let alignment = Alignment {
+            address: to_usize(address),
+            len: to_usize(len),
+        };
+        let capacity = usize::from(IN_FLIGHT_MAX);
+        Ok(Self {
+            ioq,
+            slots: Slots::new(IN_FLIGHT_MAX),
+            buffers: GuestBuffers::new(capacity, alignment),
+            merger: Merger::new(
+                capacity,
+                Limits {
+                    max_segments: u32::from(OPERATION_SEGMENTS_MAX),
+                    max_bytes: OPERATION_BYTES_MAX,
+                },
+            ),
+            flushes: FlushTracker::with_capacity(capacity),
+            bounce: Bounce::new(device.max_queue_size()).ok_or(StartError::NoMemory)?,
+            done: VecDeque::with_capacity(capacity),
+            durability: Durability::WriteThrough,
+            geometry: device.geometry(),
+            serial: *device.serial(),
+            counters,
+        })
+    }
+
+    pub(super) fn ioq(&self) -> &IoQueue<Owner<M>> {
+        &self.ioq
+    }
+
+    /// virtio 1.3 §5.2.6.2: a driver without VIRTIO_BLK_F_FLUSH cannot ask for stability, so its
+    /// writes are stable before they complete. Holds for all queues: features belong to the device.
+    pub(super) fn set_durability(&mut self, durability: Durability) {
+        self.durability = durability;
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.slots.has_free()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.in_use()
+    }
+
+    /// Starts the request in `chain`. May keep the chain's content by swapping its storage.
+    pub(super) fn start(
+        &mut self,
+        queue: u16,
+        head: Head,
+        chain: &mut Chain,
+        memory: &MemoryRef<M>,
+    ) -> Started {
+        // §5.2.6: the status is the last writable byte, wherever the driver cut its buffers.
+        let Some(status) = status_byte(chain).filter(|&addr| is_mapped(memory.map(), addr)) else {
+            return self.bad_chain(head);
+        };
+        let writable_data = chain.writable_len() - 1;
+        let mut header = [0u8; HEADER_LEN];
+        if chain.readable_len() < HEADER_LEN as u64 {
+            return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
+        }
+        if chain
+            .copy_from_readable(memory.map(), 0, &mut header)
+            .is_err()
+        {
+            return self.bad_chain(head);
+        }
+        let data = DataLen {
+            readable: chain.readable_len() - HEADER_LEN as u64,
+            writable: writable_data,
+        };
+        let action = match request::parse(&header, data, &self.geometry) {
+            Ok(action) => action,
+            Err(refusal) => {
+                return self.answer(head, memory, status, refusal, 0, writable_data);
+            }
+        };
+        let (transfer, offset, len) = match action {
+            Action::Read { offset, len } => (Transfer::Read, offset, len),
+            Action::Write { offset, len } => (Transfer::Write(self.durability), offset, len),
+            Action::Flush => {
+                let Some(slot) = self.slots.claim() else {
+                    return Started::NoRoom(head);
+                };
+                let request = Request::new(queue, head, status, memory, writable_data);
+                self.slots.fill(slot, request);
+                self.flushes.push(slot);
+                return Started::InFlight;
+            }
+            Action::GetId => return self.get_id(head, chain, memory, status),
+        };
+        let Some(slot) = self.slots.claim() else {
+            return Started::NoRoom(head);
+        };
+        let (segments, bytes, op) = match transfer {
+            Transfer::Read => (chain.writable(), 0..len, Op::Read),
+            Transfer::Write(_) => {
+                let start = HEADER_LEN as u64;
+                (chain.readable(), start..start + len, Op::Write)
+            }
+        };
+        match self.buffers.fill(slot, memory, segments, bytes) {
+            Ok(count) => {
+                let work = self.work_of(transfer);
+                let request = Request::new(queue, head, status, memory, writable_data);
+                self.slots.fill(
+                    slot,
+                    Request {
+                        work,
+                        offset,
+                        ..request
+                    },
+                );
+                let request = iosched::Request {
+                    op,
+                    offset,
+                    len,
+                    // At most MAX_SEGMENTS_PER_REQUEST.
+                    segments: u32::try_from(count).unwrap_or(u32::MAX),
+                    tag: slot.tag(),
+                };
+                if let Err(full) = self.merger.plug(request) {
+                    debug_assert!(
+                        false,
+                        "the merger holds as many as there are slots: {full:?}"
+                    );
+                    self.submit_plugged();
+                    let _ = self.merger.plug(request);
+                }
+                Started::InFlight
+            }
+            Err(NotInPlace::Unmapped) => {
+                self.slots.unclaim(slot);
+                self.bad_chain(head)
+            }
+            Err(NotInPlace::Bounce) => {
+                let Some(lane) = self.bounce.free_lane() else {
+                    self.slots.unclaim(slot);
+                    return Started::NoRoom(head);
+                };
+                std::mem::swap(&mut lane.chain, chain);
+                lane.slot = Some(slot);
+                lane.transfer = transfer;
+                (lane.offset, lane.len, lane.done) = (offset, len, 0);
+                let work = self.work_of(transfer);
+                let request = Request::new(queue, head, status, memory, writable_data);
+                self.slots.fill(
+                    slot,
+                    Request {
+                        work,
+                        offset,
+                        ..request
+                    },
+                );
+                self.counters.bounced.add(1);
+                self.bounce_round(slot);
+                Started::InFlight
+            }
+        }
+    }
+
+    fn work_of(&mut self, transfer: Transfer) -> Work {
+        match transfer {
+            Transfer::Read => Work::Read,
+            Transfer::Write(_) => Work::Write(self.flushes.write_started()),
+        }
+    }
+
+    /// Hands everything started since the last call to the kernel: merged, in one system call.
+    pub(super) fn submit(&mut self) {
+        self.submit_plugged();
+        self.start_ready_flushes();
+        if self.ioq.queued() > 0 {
+            self.ioq.submit();
+        }
+    }
+
+    fn submit_plugged(&mut self) {
+        if self.merger.is_empty() {
+            return;
+        }
+        let Self {
+            merger,
+            slots,
+            buffers,
+            ioq,
+            counters,
+            done,
+            durability,
+            ..
+        } = self;
+        merger.unplug(|merged| {
+            queue_merged(&merged, slots, buffers, ioq, counters, *durability, done);
+        });
+    }
+
+    /// Issues one fdatasync for all flushes that have nothing left to wait for.
+    fn start_ready_flushes(&mut self) {
+        let Some(first) = self.flushes.pop_ready() else {
+            return;
+        };
+        let mut last = first;
+        while let Some(slot) = self.flushes.pop_ready() {
+            if let Some(request) = self.slots.get_mut(last) {
+                request.next = Some(slot);
+            }
+            last = slot;
+        }
+        match self.ioq.queue_fdatasync(Owner::Flush { first }) {
+            Ok(()) => self.counters.syncs.add(1),
+            Err(error) => self.done.push_back((error.into_owner(), false)),
+        }
+    }
+
+    /// Takes what the kernel has finished and gives each request's end to `finished`. Returns how
+    /// many operations came back. May queue follow-up operations: call [`submit`](Self::submit).
+    pub(super) fn reap(&mut self, mut finished: impl FnMut(Finished)) -> usize {
+        let Self { ioq, done, .. } = self;
+        let count = ioq.reap(|owner, result| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "an operation failed");
+            }
+            done.push_back((owner, result.is_ok()));
+        });
+        while let Some((owner, ok)) = self.done.pop_front() {
+            self.operation_done(owner, ok, &mut finished);
+        }
+        count
+    }
+
+    /// Whether [`reap`](Self::reap) would find something.
+    pub(super) fn has_completions(&self) -> bool {
+        !self.done.is_empty() || self.ioq.completions_pending()
+    }
+
+    fn operation_done(&mut self, owner: Owner<M>, ok: bool, finished: &mut impl FnMut(Finished)) {
+        match owner {
+            Owner::Guest { first, .. } => {
+                let single = self
+                    .slots
+                    .get(first)
+                    .is_none_or(|request| request.next.is_none());
+                if !ok && !single {
+                    self.retry_singly(first);
+                } else {
+                    self.finish_all(first, ok, finished);
+                }
+            }
+            Owner::Flush { first } => self.finish_all(first, ok, finished),
+            Owner::Bounce { slot, buffer } => {
+                if self.bounce_round_done(slot, buffer, ok) {
+                    self.finish_all(slot, ok, finished);
+                }
+            }
+        }
+    }
+
+    /// A merged operation failed: its parts are tried alone, so that only the bad one fails.
+    fn retry_singly(&mut self, first: SlotId) {
+        let mut next = Some(first);
+        while let Some(slot) = next {
+            let Some(request) = self.slots.get_mut(slot) else {
+                return;
+            };
+            next = request.next.take();
+            let (work, offset) = (request.work, request.offset);
+            let transfer = match work {
+                Work::Read | Work::Flush => Transfer::Read,
+                Work::Write(_) => Transfer::Write(self.durability),
+            };
+            let one = std::iter::once(slot);
+            if self.buffers.queue(&mut self.ioq, transfer, offset, one) {
+                self.counters.operations.add(1);
+            } else {
+                let memory = self.slots.get(slot).map(|request| request.memory.clone());
+                if let Some(memory) = memory {
+                    let owner = Owner::Guest {
+                        first: slot,
+                        _memory: memory,
+                    };
+                    self.done.push_back((owner, false));
+                }
+            }
+        }
+    }
+
+    fn finish_all(&mut self, first: SlotId, ok: bool, finished: &mut impl FnMut(Finished)) {
+        let mut next = Some(first);
+        while let Some(slot) = next {
+            self.buffers.clear(slot);
+            let Some(request) = self.slots.release(slot) else {
+                return;
+            };
+            next = request.next;
+            if let Work::Write(epoch) = request.work {
+                self.flushes.write_finished(epoch);
+            }
+            let (status, written) = match (ok, request.work) {
+                (true, Work::Read) => (Status::Ok, request.writable_data),
+                (true, Work::Write(_) | Work::Flush) => (Status::Ok, 0),
+                // Part of a failed read may have been written; 0 promises nothing.
+                (false, _) => (Status::IoErr, 0),
+            };
+            self.write_status(&request.memory, request.status, status);
+            finished(Finished {
+                queue: request.queue,
+                head: request.head,
+                used_len: used_len(written, request.writable_data),
+            });
+        }
+    }
+
+    /// Queues the next round of a bounced request.
+    fn bounce_round(&mut self, slot: SlotId) {
+        let Some(request) = self.slots.get(slot) else {
+            return;
+        };
+        let Some(lane) = self.bounce.lane_of(slot) else {
+            return;
+        };
+        let Some(mut buffer) = lane.buffer.take() else {
+            return;
+        };
+        let len = lane.round_len();
+        let ready = match lane.transfer {
+            Transfer::Read => true,
+            Transfer::Write(_) => lane.copy_in(request.memory.map(), &mut buffer[..len]),
+        };
+        let queued = if ready {
+            let at = lane.offset + lane.done;
+            queue_bounce(&mut self.ioq, lane.transfer, at, slot, buffer, len)
+        } else {
+            Err(buffer)
+        };
+        match queued {
+            Ok(()) => self.counters.operations.add(1),
+            Err(buffer) => self.done.push_back((Owner::Bounce { slot, buffer }, false)),
+        }
+    }
+
+    /// Ends a round; true if the request is at its end. A read whose memory has gone is answered as
+    /// if it had not: nobody is there to look.
+    fn bounce_round_done(&mut self, slot: SlotId, buffer: ioq::AlignedBuf, ok: bool) -> bool {
+        let (Some(request), Some(lane)) = (self.slots.get(slot), self.bounce.lane_of(slot)) else {
+            return true;
+        };
+        let len = lane.round_len();
+        if ok {
+            if matches!(lane.transfer, Transfer::Read) {
+                lane.copy_out(request.memory.map(), &buffer[..len]);
+            }
+            lane.done += len as u64;
+        }
+        lane.buffer = Some(buffer);
+        if ok && lane.done < lane.len {
+            self.bounce_round(slot);
+            return false;
+        }
+        lane.slot = None;
+        true
+    }
+
+    /// §5.2.6: the serial into the data buffer, as much of its 20 bytes as there is room for.
+    fn get_id(
+        &mut self,
+        head: Head,
+        chain: &Chain,
+        memory: &MemoryRef<M>,
+        status: GuestAddress,
+    ) -> Started {
+        let writable_data = chain.writable_len() - 1;
+        let len = usize::try_from(writable_data).map_or(ID_LEN, |room| room.min(ID_LEN));
+        match chain.copy_to_writable(memory.map(), 0, &self.serial[..len]) {
+            Ok(written) => self.answer(
+                head,
+                memory,
+                status,
+                Status::Ok,
+                written as u64,
+                writable_data,
+            ),
+            Err(_) => self.bad_chain(head),
+        }
+    }
+
+    fn answer(
+        &self,
+        head: Head,
+        memory: &MemoryRef<M>,
+        addr: GuestAddress,
+        status: Status,
+        written: u64,
+        writable_data: u64,
+    ) -> Started {
+        self.write_status(memory, addr, status);
+        Started::Finished {
+            head,
+            used_len: used_len(written, writable_data),
+        }
+    }
+
+    fn write_status(&self, memory: &MemoryRef<M>, addr: GuestAddress, status: Status) {
+        match status {
+            Status::Ok => {}
+            Status::IoErr => self.counters.io_errors.add(1),
+            Status::Unsupported => self.counters.unsupported.add(1),
+        }
+        if memory.map().write_obj(status as u8, addr).is_err() {
+            self.counters.lost_statuses.add(1);
+        }
+    }
+
+    /// No status byte to answer in: the head goes back with length 0 and the ring goes on.
+    fn bad_chain(&self, head: Head) -> Started {
+        self.counters.bad_chains.add(1);
+        Started::Finished { head, used_len: 0 }
+    }
+}
+
+fn queue_merged<M: GuestMemoryBackend>(
+    merged: &Merged<'_>,
+    slots: &mut Slots<M>,
+    buffers: &GuestBuffers<M>,
+    ioq: &mut IoQueue<Owner<M>>,
+    counters: &Counters,
+    durability: Durability,
+    done: &mut VecDeque<(Owner<M>, bool)>,
+) {
+    // Tags are slots; see `start`.
+    let ids = merged
+        .parts
+        .iter()
+        .filter_map(|part| SlotId::from_tag(part.tag));
+    let mut previous: Option<SlotId> = None;
+    for slot in ids.clone() {
+        if let Some(request) = previous.and_then(|previous| slots.get_mut(previous)) {
+            request.next = Some(slot);
+        }
+        previous = Some(slot);
+    }
+    let transfer = match merged.op {
+        Op::Read => Transfer::Read,
+        _ => Transfer::Write(durability),
+    };
+    if buffers.queue(ioq, transfer, merged.offset, ids.clone()) {
+        counters.operations.add(1);
+        if merged.parts.len() > 1 {
+            counters.merged.add(merged.parts.len() as u64);
+        }
+    } else if let Some(first) = ids.clone().next()
+        && let Some(memory) = slots.get(first).map(|request| request.memory.clone())
+    {
+        done.push_back((
+            Owner::Guest {
+                first,
+                _memory: memory,
+            },
+            false,
+        ));
+    }
+}
+
+/// Address of the status byte, if the chain has any writable byte.
+fn status_byte(chain: &Chain) -> Option<GuestAddress> {
+    let last = chain.writable().last()?;
+    last.addr
+        .0
+        .checked_add(u64::from(last.len) - 1)
+        .map(GuestAddress)
+}
+
+fn is_mapped<M: GuestMemoryBackend>(memory: &M, addr: GuestAddress) -> bool {
+    memory.find_region(addr).is_some()
+}
+
+fn to_usize(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,136 @@
+//! One running queue: its ring, its notifiers, and where it stands.
+
+use crossbeam_channel::Sender;
+use event_poll::EventNotifier;
+use vm_memory::GuestMemoryBackend;
+use vring::{Chain, Head, PopError, SplitQueue};
+
+use super::Notifier;
+use crate::counters::Counters;
+
+pub(super) struct QueueState<M: GuestMemoryBackend> {
+    pub(super) ring: SplitQueue<M>,
+    /// Watched by the data thread's loop while it is here.
+    pub(super) kick: Option<EventNotifier>,
+    pub(super) call: Option<Box<dyn Notifier>>,
+    pub(super) err: Option<Box<dyn Notifier>>,
+    /// Disabled queues keep their state and are not fetched from (vhost-user: SET_VRING_ENABLE).
+    pub(super) enabled: bool,
+    /// The driver took VIRTIO_BLK_F_FLUSH.
+    pub(super) flush_negotiated: bool,
+    /// The guest has been asked to kick; cleared by the kick.
+    pub(super) armed: bool,
+    /// There may be more in the ring, but no room for it.
+    pub(super) starved: bool,
+    /// Whoever waits for the queue to stop. Set: no more fetching.
+    pub(super) stopping: Option<Sender<Option<u16>>>,
+    unpublished: bool,
+}
+
+impl<M: GuestMemoryBackend> std::fmt::Debug for QueueState<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueueState")
+            .field("enabled", &self.enabled)
+            .field("armed", &self.armed)
+            .field("starved", &self.starved)
+            .field("in_flight", &self.ring.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a pop found.
+pub(super) enum Fetched {
+    Chain(Head),
+    /// To be returned with length 0.
+    BadChain(Head),
+    Nothing,
+}
+
+impl<M: GuestMemoryBackend> QueueState<M> {
+    pub(super) fn new(ring: SplitQueue<M>, flush_negotiated: bool) -> Self {
+        Self {
+            ring,
+            kick: None,
+            call: None,
+            err: None,
+            enabled: false,
+            flush_negotiated,
+            armed: false,
+            starved: false,
+            stopping: None,
+            unpublished: false,
+        }
+    }
+
+    pub(super) fn may_fetch(&self) -> bool {
+        self.enabled && self.stopping.is_none() && !self.armed
+    }
+
+    pub(super) fn pop(&mut self, chain: &mut Chain, counters: &Counters) -> Fetched {
+        match self.ring.pop(chain) {
+            Ok(Some(head)) => Fetched::Chain(head),
+            Ok(None) => Fetched::Nothing,
+            Err(PopError::Chain { head, fault }) => {
+                tracing::debug!(head = head.index(), %fault, "malformed descriptor chain");
+                Fetched::BadChain(head)
+            }
+            Err(error) => {
+                // Reported once per start of the ring: no flood, whatever the guest does.
+                tracing::warn!(%error, "ring stopped until it is set up anew");
+                counters.ring_faults.add(1);
+                self.signal_error();
+                Fetched::Nothing
+            }
+        }
+    }
+
+    /// Undoes the latest pop.
+    pub(super) fn unpop(&mut self, head: Head) {
+        let not_latest = self.ring.unpop(head);
+        debug_assert!(
+            not_latest.is_ok(),
+            "only the chain just popped is un-popped"
+        );
+        if let Err(head) = not_latest {
+            self.push(head, 0);
+        }
+    }
+
+    pub(super) fn push(&mut self, head: Head, used_len: u32) {
+        self.ring.push(head, used_len);
+        self.unpublished = true;
+    }
+
+    pub(super) fn publish(&mut self, counters: &Counters) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        self.ring.publish();
+        if self.ring.should_notify()
+            && let Some(call) = &self.call
+        {
+            counters.notifications.add(1);
+            if let Err(error) = call.notify() {
+                // A guest that cannot be interrupted still finds its completions in the ring.
+                tracing::debug!(%error, "the call descriptor cannot be signalled");
+            }
+        }
+    }
+
+    /// Tells the front-end that the ring is broken.
+    pub(super) fn signal_error(&self) {
+        if let Some(err) = &self.err
+            && let Err(error) = err.notify()
+        {
+            tracing::debug!(%error, "the err descriptor cannot be signalled");
+        }
+    }
+
+    /// Takes the kick. False if the descriptor is not fit to be waited on.
+    pub(super) fn clear_kick(&self) -> bool {
+        match &self.kick {
+            Some(kick) => kick.test_and_clear().is_ok(),
+            None => true,
+        }
+    }
+}

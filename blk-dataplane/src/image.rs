@@ -1,0 +1,292 @@
+//! The disk image: a regular file or a block device, opened, measured and locked down to what its
+//! file system allows.
+
+mod probe;
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use probe::{DioAlignment, DioAnswer};
+
+use crate::SECTOR_SIZE;
+
+/// Why direct I/O is not used on an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BufferedReason {
+    /// The caller asked for buffered I/O.
+    Requested,
+    /// The file system says that this file takes no direct I/O (statx `STATX_DIOALIGN` of zero).
+    Refused,
+    /// `open` with `O_DIRECT` failed.
+    OpenFailed(String),
+    /// The alignment it demands is not one a guest can be told (a power of two from 512 to 4096).
+    Alignment(u32),
+}
+
+impl fmt::Display for BufferedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Requested => f.write_str("buffered I/O was asked for"),
+            Self::Refused => f.write_str("the file system takes no direct I/O on this file"),
+            Self::OpenFailed(error) => write!(f, "opening with O_DIRECT failed: {error}"),
+            Self::Alignment(bytes) => {
+                write!(
+                    f,
+                    "direct I/O here wants blocks of {bytes} bytes, which a guest cannot use"
+                )
+            }
+        }
+    }
+}
+
+/// How the image's data reaches the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// `O_DIRECT`: past the host's page cache.
+    Direct,
+    /// Through the host's page cache; a flush still writes it out.
+    Buffered(BufferedReason),
+}
+
+/// How to open an image.
+#[derive(Clone, Debug, Default)]
+pub struct ImageOptions {
+    /// Open for reading only; the device then offers `VIRTIO_BLK_F_RO`.
+    pub read_only: bool,
+    /// Use the page cache even where direct I/O is possible.
+    pub buffered: bool,
+}
+
+/// Why an image cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The host refused to open it (missing, no permission, read-only file system). Host's fault.
+    #[error("cannot open {path}: {source}", path = path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The host refused to create it. Host's fault.
+    #[error("cannot create {path}: {source}", path = path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Its size or kind could not be asked. Host's fault.
+    #[error("cannot examine {path}: {source}", path = path.display())]
+    Examine {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// It is a directory, a pipe, a socket or a character device. Caller's fault.
+    #[error("{path} is neither a regular file nor a block device", path = path.display())]
+    NotAnImage {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is smaller than one block. Caller's fault.
+    #[error("{path} holds {size} bytes, less than one block of {block_size}", path = path.display())]
+    TooSmall {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The device's logical block size in bytes.
+        block_size: u32,
+    },
+}
+
+/// An opened disk image.
+#[derive(Clone, Debug)]
+pub struct Image {
+    file: Arc<File>,
+    path: PathBuf,
+    capacity: u64,
+    block_size: u32,
+    memory_alignment: u32,
+    read_only: bool,
+    caching: Caching,
+}
+
+impl Image {
+    /// Creates a sparse image of `size` bytes unless something exists at `path`, which is then left
+    /// as it is. Returns whether it was created.
+    ///
+    /// # Errors
+    /// [`ImageError::Create`]; a half-made file is removed.
+    pub fn create_if_missing(path: &Path, size: u64) -> Result<bool, ImageError> {
+        let failed = |source| ImageError::Create {
+            path: path.to_owned(),
+            source,
+        };
+        // create_new: the check and the creation are one step, so that two starts cannot both win.
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+        {
+            Ok(file) => match file.set_len(size) {
+                Ok(()) => Ok(true),
+                Err(error) => {
+                    // The file is ours and empty; what removing it says matters less than why.
+                    let _ = std::fs::remove_file(path);
+                    Err(failed(error))
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Opens the image at `path`, with `O_DIRECT` where its file system takes it.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn open(path: &Path, options: &ImageOptions) -> Result<Self, ImageError> {
+        let examine = |source| ImageError::Examine {
+            path: path.to_owned(),
+            source,
+        };
+        // O_NONBLOCK: opening a FIFO by mistake must fail below, not hang here. It has no effect
+        // on files and block devices.
+        let file = open_file(path, options.read_only, libc::O_NONBLOCK).map_err(|source| {
+            ImageError::Open {
+                path: path.to_owned(),
+                source,
+            }
+        })?;
+        let metadata = file.metadata().map_err(examine)?;
+        let kind = metadata.file_type();
+        let (size, device_block) = if kind.is_file() {
+            (metadata.len(), SECTOR_SIZE_U32)
+        } else if kind.is_block_device() {
+            (
+                probe::block_device_size(&file).map_err(examine)?,
+                probe::logical_block_size(&file).map_err(examine)?,
+            )
+        } else {
+            return Err(ImageError::NotAnImage {
+                path: path.to_owned(),
+            });
+        };
+
+        let (file, caching, alignment) = if options.buffered {
+            (file, Caching::Buffered(BufferedReason::Requested), None)
+        } else {
+            match open_direct(path, options.read_only, &file) {
+                Ok((direct, alignment)) => (direct, Caching::Direct, Some(alignment)),
+                Err(reason) => (file, Caching::Buffered(reason), None),
+            }
+        };
+        let block_size = alignment.map_or(device_block, |a| a.offset.max(device_block));
+        // Blocks are whole (hostile-inputs I8): an odd tail is not part of the disk.
+        let capacity = size - size % u64::from(block_size);
+        if capacity == 0 {
+            return Err(ImageError::TooSmall {
+                path: path.to_owned(),
+                size,
+                block_size,
+            });
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            capacity,
+            block_size,
+            memory_alignment: alignment.map_or(1, |a| a.memory),
+            read_only: options.read_only,
+            caching,
+        })
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Size in bytes, a multiple of [`block_size`](Self::block_size).
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Smallest unit a request may address, in bytes: a power of two from 512.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// What addresses and lengths of buffers must be multiples of, in bytes; 1 for buffered I/O.
+    #[must_use]
+    pub fn memory_alignment(&self) -> u32 {
+        self.memory_alignment
+    }
+
+    /// Whether it was opened for reading only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether the host's page cache is used, and why.
+    #[must_use]
+    pub fn caching(&self) -> &Caching {
+        &self.caching
+    }
+}
+
+const SECTOR_SIZE_U32: u32 = 512;
+const _: () = assert!(SECTOR_SIZE_U32 as u64 == SECTOR_SIZE);
+
+/// Largest block size a guest is told. Linux drivers refuse a `blk_size` above the page size.
+const BLOCK_SIZE_MAX: u32 = 4096;
+
+fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(flags)
+        .open(path)
+}
+
+fn open_direct(
+    path: &Path,
+    read_only: bool,
+    buffered: &File,
+) -> Result<(File, DioAlignment), BufferedReason> {
+    let known = match probe::dio_alignment(buffered) {
+        DioAnswer::Aligned(alignment) => Some(alignment),
+        DioAnswer::Unknown => None,
+        DioAnswer::Refused => return Err(BufferedReason::Refused),
+    };
+    let file = open_file(path, read_only, libc::O_DIRECT)
+        .map_err(|error| BufferedReason::OpenFailed(error.to_string()))?;
+    let alignment = known
+        .or_else(|| probe::probe_dio_alignment(&file))
+        .ok_or(BufferedReason::Refused)?;
+    let offset = alignment.offset;
+    if !offset.is_power_of_two() || offset > BLOCK_SIZE_MAX || !alignment.memory.is_power_of_two() {
+        return Err(BufferedReason::Alignment(offset));
+    }
+    Ok((file, alignment))
+}

@@ -1,0 +1,65 @@
+//! One front-end, from connect to disconnect.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hostmem::MemoryMap;
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use super::backend::Backend;
+use crate::data_thread::StartError;
+use crate::dataplane::DataPlane;
+use crate::device::Device;
+
+/// Refused messages that are logged one by one; a front-end that sends more is noted once.
+const REFUSALS_LOGGED: u32 = 20;
+
+/// Serves `stream` until it ends, then drains the device and lets go of the front-end's memory.
+///
+/// What is made of the `vhost` crate's errors: a refusal by the state machine has been answered
+/// where an answer was due, so the connection goes on, except where the message has no way to say
+/// no. Anything else means that the stream is at its end or cannot be trusted any more: the crate
+/// has not always read the message's body then.
+pub(super) fn serve(device: &Device, stream: UnixStream) -> Result<(), StartError> {
+    let memory = Arc::new(MemoryMap::empty());
+    let plane = DataPlane::start(device, Arc::clone(&memory))?;
+    let backend = Arc::new(Mutex::new(Backend::new(plane, memory)));
+    let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&backend));
+    tracing::info!("front-end connected");
+    let mut refusals = 0u32;
+    loop {
+        match handler.handle_request() {
+            Ok(()) | Err(Error::SocketRetry(_)) => {}
+            Err(Error::Disconnected) => break,
+            Err(Error::ReqHandlerError(why)) => {
+                refusals = refusals.saturating_add(1);
+                if refusals <= REFUSALS_LOGGED {
+                    tracing::warn!(%why, "refused a message");
+                } else if refusals == REFUSALS_LOGGED + 1 {
+                    tracing::warn!("refused more messages; they are no longer logged");
+                }
+                if backend
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .must_close()
+                {
+                    break;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "closing the connection");
+                break;
+            }
+        }
+    }
+    // The socket goes first: the front-end learns at once that nobody listens any more.
+    drop(handler);
+    if let Some(backend) = Arc::into_inner(backend) {
+        let backend = backend.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = backend.into_plane().stop() {
+            tracing::error!(%error, "the device did not stop cleanly");
+        }
+    }
+    tracing::info!("front-end gone, device drained");
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! What a front-end has said about one ring.
+
+use event_poll::EventNotifier;
+use hostmem::MemoryMap;
+use vring::RingAddresses;
+
+/// Ring addresses as the front-end gives them: in its own address space.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FrontendAddresses {
+    pub(super) descriptor: u64,
+    pub(super) available: u64,
+    pub(super) used: u64,
+}
+
+impl FrontendAddresses {
+    /// Where the ring lies for the guest. `None` if an address is in no region: a guest-physical
+    /// address sent by mistake ends here (hostile-inputs R8). Lengths are checked at the start.
+    pub(super) fn to_guest(self, memory: &MemoryMap) -> Option<RingAddresses> {
+        Some(RingAddresses {
+            descriptor_table: memory.frontend_to_guest(self.descriptor)?,
+            available_ring: memory.frontend_to_guest(self.available)?,
+            used_ring: memory.frontend_to_guest(self.used)?,
+        })
+    }
+}
+
+/// The raw configuration of one ring. It becomes a queue when the kick descriptor arrives.
+#[derive(Debug, Default)]
+pub(super) struct VringState {
+    pub(super) size: Option<u32>,
+    pub(super) addresses: Option<FrontendAddresses>,
+    pub(super) base: u16,
+    pub(super) enabled: bool,
+    /// Kept for a restart; the running queue has duplicates.
+    pub(super) call: Option<EventNotifier>,
+    pub(super) err: Option<EventNotifier>,
+}
