@@ -216,11 +216,10 @@ impl EventPoll {
             }
             // Nothing yet: a signal, or the end of a timeout too long for one call, or of all.
             if let Some(deadline) = deadline {
-                let remaining = deadline.saturating_duration_since(Instant::now());
-                if remaining.is_zero() {
-                    return Ok(&self.ready);
+                match remaining(deadline, Instant::now()) {
+                    Some(timeout) => next = timeout,
+                    None => return Ok(&self.ready),
                 }
-                next = round_up(remaining);
             }
         }
     }
@@ -296,6 +295,12 @@ fn round_up(timeout: Duration) -> EpollTimeout {
     EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
 }
 
+/// What is left until `deadline`, `None` if nothing is.
+fn remaining(deadline: Instant, now: Instant) -> Option<EpollTimeout> {
+    let left = deadline.saturating_duration_since(now);
+    (!left.is_zero()).then(|| round_up(left))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,6 +312,20 @@ mod tests {
         assert_eq!(millis(Duration::from_nanos(1)), Some(1));
         assert_eq!(millis(Duration::from_millis(1)), Some(1));
         assert_eq!(millis(Duration::from_nanos(1_000_001)), Some(2));
+    }
+
+    #[test]
+    fn i9_after_a_signal_only_the_rest_of_a_timeout_is_waited_for() {
+        let start = Instant::now();
+        let deadline = start + Duration::from_millis(10);
+        let after = |micros| {
+            let left = remaining(deadline, start + Duration::from_micros(micros));
+            left.map(|left| left.as_millis())
+        };
+        assert_eq!(after(4000), Some(Some(6)));
+        assert_eq!(after(9999), Some(Some(1)), "rounded up, no busy loop");
+        assert_eq!(after(10_000), None);
+        assert_eq!(after(20_000), None);
     }
 
     #[test]
