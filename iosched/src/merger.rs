@@ -385,3 +385,37 @@ fn find(layer: &[Key], from: usize, offset: u64) -> Option<usize> {
     };
     (rest.get(skip)?.offset == offset).then_some(from + skip)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_batch_starts_over_on_the_fast_path() {
+        let limits = Limits {
+            max_segments: 8,
+            max_bytes: 8192,
+        };
+        let mut merger = Merger::new(2, limits);
+        let read = |offset| Request {
+            op: Op::Read,
+            offset,
+            len: 512,
+            segments: 1,
+            tag: 0,
+        };
+        for _ in 0..2 {
+            merger.plug(read(4096)).unwrap();
+            assert!(merger.ascending);
+            merger.plug(read(0)).unwrap();
+            assert!(!merger.ascending);
+            merger.unplug(|_| ());
+        }
+        for _ in 0..2 {
+            merger.plug(read(4096)).unwrap();
+            merger.plug(read(4608)).unwrap();
+            assert!(merger.ascending, "touching is no step back");
+            merger.unplug(|_| ());
+        }
+    }
+}

@@ -98,3 +98,93 @@ fn probes(len: usize, op: Op, offset: u64) -> impl Iterator<Item = usize> {
     let start = hash as usize;
     (0..MAX_PROBES).map(move |step| (start + step) & (len - 1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(op: Op, offset: u64, len: u64) -> Request {
+        Request {
+            op,
+            offset,
+            len,
+            segments: 1,
+            tag: 0,
+        }
+    }
+
+    fn writes(offsets: impl IntoIterator<Item = u64>) -> Vec<Request> {
+        offsets
+            .into_iter()
+            .map(|offset| request(Op::Write, offset, 512))
+            .collect()
+    }
+
+    fn may_touch(requests: &[Request]) -> bool {
+        TouchTable::new(requests.len()).may_touch(requests)
+    }
+
+    #[test]
+    fn touching_requests_are_found_in_either_order() {
+        assert!(may_touch(&writes([0, 9000, 512])));
+        assert!(may_touch(&writes([512, 9000, 0])));
+    }
+
+    #[test]
+    fn requests_with_gaps_between_them_save_the_sort() {
+        let scattered = writes((0..1000).map(|index| (index * 7919 % 1000) * 1024));
+        assert!(!may_touch(&scattered));
+    }
+
+    #[test]
+    fn the_same_block_over_and_over_saves_the_sort() {
+        assert!(!may_touch(&writes([4096; 1000])));
+    }
+
+    #[test]
+    fn opposite_directions_save_the_sort() {
+        assert!(!may_touch(&[
+            request(Op::Read, 0, 512),
+            request(Op::Write, 512, 512)
+        ]));
+        // A write that begins there as well hides no read.
+        let both = [
+            request(Op::Write, 512, 512),
+            request(Op::Read, 0, 512),
+            request(Op::Read, 512, 512),
+        ];
+        assert!(may_touch(&both));
+    }
+
+    #[test]
+    fn requests_that_can_not_merge_are_not_looked_at() {
+        let requests = [
+            request(Op::Write, 0, 512),
+            request(Op::Write, 512, 0),
+            request(Op::Barrier, 512, 512),
+            request(Op::Write, u64::MAX, 512),
+        ];
+        assert!(!may_touch(&requests));
+    }
+
+    #[test]
+    fn a_batch_sees_nothing_of_the_one_before() {
+        let mut table = TouchTable::new(4);
+        assert!(!table.may_touch(&writes([512, 5120])));
+        assert!(!table.may_touch(&writes([0, 9216])));
+    }
+
+    #[test]
+    fn offsets_aimed_at_one_slot_give_up_after_a_few_probes() {
+        // More than fit within reach of the slot, none of them touching another.
+        let len = (64 * SLOTS_PER_REQUEST).next_power_of_two();
+        let target = probes(len, Op::Write, 0).next();
+        let aimed: Vec<u64> = (0..)
+            .map(|sector| sector * 1024)
+            .filter(|&offset| probes(len, Op::Write, offset).next() == target)
+            .take(64)
+            .collect();
+        assert!(!may_touch(&writes(aimed[..MAX_PROBES].iter().copied())));
+        assert!(may_touch(&writes(aimed)), "perhaps");
+    }
+}

@@ -158,6 +158,22 @@ fn the_same_sectors_read_twice_merge_into_two_chains() {
 }
 
 #[test]
+fn b28_reads_that_overlap_one_another_are_no_conflict_beside_one() {
+    // 3 and 4 conflict; that 0 and 1 read the same bytes keeps 1 from nothing.
+    let requests = [
+        read(0, 0, 600),
+        read(1, 0, 512),
+        read(2, 512, 512),
+        write(3, 9000, 512),
+        write(4, 9000, 512),
+    ];
+    assert_eq!(
+        tags(&requests, LIMITS),
+        [vec![0], vec![1, 2], vec![3], vec![4]]
+    );
+}
+
+#[test]
 fn nothing_moves_or_merges_across_a_barrier() {
     let requests = [
         write(0, 512, 512),
