@@ -88,8 +88,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Before any thread starts: they inherit the mask, so that the signals are taken from the
     // descriptor alone and none can end the program in the middle of a request.
     let signals = block_signals()?;
+    let options = arguments.device_options();
+    // Before the image: a bad option leaves no new file behind.
+    options.check().map_err(device_failure)?;
     let backing = open_backing(arguments)?;
-    let device = Device::new(backing, &arguments.device_options()).map_err(device_failure)?;
+    let device = Device::new(backing, &options).map_err(device_failure)?;
     let server = match inherited {
         Some((number, fd)) => Server::inherited(fd, device.clone())
             .map_err(|error| Failure::usage(format!("--fd={number}: {error}")))?,
@@ -142,7 +145,16 @@ fn image_failure(error: &ImageError) -> Failure {
         ImageError::Open { source, .. } => (
             "--blk-file",
             match source.kind() {
-                std::io::ErrorKind::NotFound => "give --create SIZE to create it",
+                std::io::ErrorKind::NotFound => {
+                    return Failure::usage(format!(
+                        "--blk-file: {error}; give --create SIZE to create it"
+                    ));
+                }
+                std::io::ErrorKind::IsADirectory => {
+                    return Failure::usage(format!(
+                        "--blk-file: {error}; give a raw disk image or a block device"
+                    ));
+                }
                 std::io::ErrorKind::PermissionDenied => {
                     "check its permissions, or give --read-only if reading is enough"
                 }

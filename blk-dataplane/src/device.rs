@@ -69,6 +69,28 @@ impl Default for DeviceOptions {
     }
 }
 
+impl DeviceOptions {
+    /// Checks the choices that need no image to be checked, before one is opened or made.
+    /// [`Device::new`] does the same. Returns the ring size.
+    ///
+    /// # Errors
+    /// See [`DeviceError`].
+    pub fn check(&self) -> Result<QueueSize, DeviceError> {
+        if self.serial.len() > ID_LEN {
+            return Err(DeviceError::SerialTooLong {
+                serial: self.serial.clone(),
+            });
+        }
+        if self.num_queues == 0 || self.num_queues > MAX_NUM_QUEUES {
+            return Err(DeviceError::NumQueues(self.num_queues));
+        }
+        QueueSize::new(u32::from(self.queue_size))
+            .ok()
+            .filter(|size| size.get() >= 2)
+            .ok_or(DeviceError::QueueSize(self.queue_size))
+    }
+}
+
 /// A choice that no device can be built from. The caller's fault, all of them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -106,20 +128,9 @@ impl Device {
     /// # Errors
     /// See [`DeviceError`].
     pub fn new(backing: Backing, options: &DeviceOptions) -> Result<Self, DeviceError> {
-        if options.serial.len() > ID_LEN {
-            return Err(DeviceError::SerialTooLong {
-                serial: options.serial.clone(),
-            });
-        }
+        let max_queue_size = options.check()?;
         let mut serial = [0; ID_LEN];
         serial[..options.serial.len()].copy_from_slice(options.serial.as_bytes());
-        if options.num_queues == 0 || options.num_queues > MAX_NUM_QUEUES {
-            return Err(DeviceError::NumQueues(options.num_queues));
-        }
-        let max_queue_size = QueueSize::new(u32::from(options.queue_size))
-            .ok()
-            .filter(|size| size.get() >= 2)
-            .ok_or(DeviceError::QueueSize(options.queue_size))?;
         let (capacity, blk_size) = match &backing {
             Backing::Image(image) => (image.capacity(), image.block_size()),
             Backing::Null { capacity } => (*capacity, 512),

@@ -1,9 +1,10 @@
 //! The listening socket: made so that only owner and group can connect, and never in the place of
 //! anything but a dead socket.
 
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,9 @@ use nix::sys::stat::{Mode, fchmod};
 
 /// Front-ends that may wait while one is served. One reconnecting is the usual case.
 const BACKLOG: i32 = 8;
+
+/// Owner and group may connect, nobody else: a front-end is trusted with the whole image.
+const MODE: u32 = 0o660;
 
 /// Why there is no listening socket at a path.
 #[derive(Debug, thiserror::Error)]

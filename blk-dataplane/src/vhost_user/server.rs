@@ -46,7 +46,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `path`, mode 0660 less the umask. A socket file that nobody listens on is replaced.
+    /// Listens at `path`, mode 0660. A socket file that nobody listens on is replaced.
     ///
     /// # Errors
     /// See [`BindError`].
