@@ -88,23 +88,26 @@ impl Listener {
         };
         remove_stale(path, &address)?;
         let fd = stream_socket().map_err(host)?;
-        // Linux gives the file the socket's own mode (less the umask): there is no moment at which
+        // Linux gives the file the socket's own mode, less the umask: there is no moment at which
         // others could connect, and the process's umask is left alone.
-        fchmod(&fd, Mode::from_bits_truncate(0o660)).map_err(host)?;
+        fchmod(&fd, Mode::from_bits_truncate(MODE)).map_err(host)?;
         bind(fd.as_raw_fd(), &address).map_err(host)?;
-        listen(&fd, Backlog::new(BACKLOG).map_err(host)?).map_err(host)?;
-        let metadata = std::fs::symlink_metadata(path).map_err(|source| BindError::Host {
+        let io_host = |source| BindError::Host {
             path: path.to_owned(),
             source,
-        })?;
+        };
+        let metadata = std::fs::symlink_metadata(path).map_err(io_host)?;
         let identity = (metadata.dev(), metadata.ino());
-        let file = Some(SocketFile {
+        let file = SocketFile {
             path: path.to_owned(),
             identity,
-        });
+        };
+        // What the umask took away from the group: connecting needs write permission.
+        std::fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(io_host)?;
+        listen(&fd, Backlog::new(BACKLOG).map_err(host)?).map_err(host)?;
         Ok(Self {
             listener: UnixListener::from(fd),
-            file,
+            file: Some(file),
         })
     }
 
