@@ -43,9 +43,8 @@ fn copy(from: &Path, to: &Path) -> Result<u64, Box<dyn Error>> {
     let mut filled: Vec<(AlignedBuf, Place)> = Vec::new();
     let mut failure = None;
     loop {
-        // A block in flight is in one of the two queues, so neither can be full.
-        while next < size && reads.in_flight() + writes.in_flight() < usize::from(BLOCKS_IN_FLIGHT)
-        {
+        // A block takes a slot of one queue at a time, so with this bound neither is ever full.
+        while next < size && reads.free_slots() + writes.free_slots() > reads.capacity() {
             let place = Place {
                 offset: next,
                 len: BLOCK.min(size - next),

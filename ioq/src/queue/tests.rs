@@ -88,6 +88,7 @@ fn ring_wraps_many_times() {
 #[derive(Debug)]
 struct Stuck {
     quiet: bool,
+    drops: &'static AtomicUsize,
 }
 
 impl Engine for Stuck {
@@ -107,6 +108,7 @@ impl Engine for Stuck {
         None
     }
     fn quiesce(&mut self) -> bool {
+        assert_eq!(self.drops.load(Ordering::Relaxed), 0, "an owner went first");
         self.quiet
     }
 }
@@ -129,7 +131,7 @@ fn owners_are_dropped_once_the_engine_is_quiet_and_leaked_if_it_never_is() {
         max_segments: 1,
     };
     for (quiet, drops, expected) in [(true, &DROPS_QUIET, 2), (false, &DROPS_STUCK, 0)] {
-        let mut queue = IoQueue::with_engine(Box::new(Stuck { quiet }), &config).unwrap();
+        let mut queue = IoQueue::with_engine(Box::new(Stuck { quiet, drops }), &config).unwrap();
         queue.queue_fdatasync(CountsDrop(drops)).unwrap();
         queue.queue_fdatasync(CountsDrop(drops)).unwrap();
         queue.submit();

@@ -1,0 +1,421 @@
+//! The queue over a disk that injects faults: what the kernel rarely does, on demand.
+
+use ioq::testing::{Event, FaultDisk, Step, SubmitStep};
+use ioq::{Config, Durability, IoError, IoErrorKind, IoQueue, TRANSIENT_RETRIES_MAX};
+
+const CONFIG: Config = Config {
+    depth: 8,
+    max_segments: 4,
+};
+
+type Owner = (Vec<u8>, u32);
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| u8::try_from((i * 7 + i / 512) % 251).unwrap())
+        .collect()
+}
+
+fn disk() -> FaultDisk {
+    FaultDisk::new(pattern(4096))
+}
+
+fn queue(disk: &FaultDisk) -> IoQueue<Owner> {
+    disk.queue(&CONFIG).unwrap()
+}
+
+fn read(queue: &mut IoQueue<Owner>, offset: u64, id: u32) {
+    queue.read(offset, (vec![0; 512], id)).unwrap();
+}
+
+/// One reap, sorted by id.
+fn reap(queue: &mut IoQueue<Owner>) -> Vec<(u32, Result<u64, IoError>)> {
+    let mut results = Vec::new();
+    queue.reap(|(_, id), result| results.push((id, result)));
+    results.sort_by_key(|(id, _)| *id);
+    results
+}
+
+/// Reaps until idle; a queue that stops making progress fails the test.
+fn finish(queue: &mut IoQueue<Owner>) -> Vec<(Owner, Result<u64, IoError>)> {
+    let mut results = Vec::new();
+    for _ in 0..1000 {
+        queue.reap(|owner, result| results.push((owner, result)));
+        if queue.is_idle() {
+            return results;
+        }
+        if queue.needs_retry() {
+            queue.submit();
+        }
+    }
+    panic!("stuck: {queue:?}");
+}
+
+#[test]
+fn i2_short_read_is_continued_to_its_end() {
+    let disk = disk();
+    disk.script(
+        512..1024,
+        [Step::AtMost(1), Step::AtMost(100), Step::AtMost(410)],
+    );
+    let mut queue = queue(&disk);
+    read(&mut queue, 512, 0);
+    queue.submit();
+    let results = finish(&mut queue);
+    assert_eq!(results[0].1, Ok(512));
+    assert!(results[0].0.0 == pattern(4096)[512..1024]);
+    let moved: Vec<_> = disk.log();
+    let expected = [(512, 1), (513, 100), (613, 410), (1023, 1)]
+        .map(|(offset, len)| Event::Read { offset, len });
+    assert_eq!(moved, expected);
+}
+
+#[test]
+fn i2_short_write_is_continued_with_its_durability() {
+    let disk = disk();
+    disk.script(0..512, [Step::AtMost(200)]);
+    let mut queue = queue(&disk);
+    queue
+        .write(0, (vec![9; 512], 0), Durability::WriteThrough)
+        .unwrap();
+    queue.submit();
+    assert_eq!(finish(&mut queue)[0].1, Ok(512));
+    let durability = Durability::WriteThrough;
+    assert_eq!(
+        disk.log(),
+        [
+            Event::Write {
+                offset: 0,
+                len: 200,
+                durability
+            },
+            Event::Write {
+                offset: 200,
+                len: 312,
+                durability
+            },
+        ]
+    );
+    assert!(disk.stable_image()[..512].iter().all(|&byte| byte == 9));
+}
+
+#[test]
+fn i2_no_progress_is_an_error_not_a_loop() {
+    let disk = disk();
+    disk.script(0..1024, [Step::AtMost(0), Step::AtMost(0)]);
+    let mut queue = queue(&disk);
+    read(&mut queue, 0, 0);
+    queue
+        .write(512, (vec![9; 512], 1), Durability::WriteBack)
+        .unwrap();
+    queue.submit();
+    let results = reap(&mut queue);
+    assert_eq!(results[0].1.unwrap_err().kind(), IoErrorKind::UnexpectedEof);
+    assert_eq!(results[1].1.unwrap_err().kind(), IoErrorKind::WriteZero);
+}
+
+#[test]
+fn i2_continuation_waits_for_the_next_reap_and_keeps_its_slot() {
+    let disk = disk();
+    disk.script(0..512, [Step::AtMost(100)]);
+    let mut queue = queue(&disk);
+    read(&mut queue, 0, 0);
+    queue.submit();
+    assert!(reap(&mut queue).is_empty());
+    assert_eq!((queue.in_flight(), queue.free_slots()), (1, 7));
+    assert!(queue.completions_pending());
+    assert_eq!(reap(&mut queue), [(0, Ok(512))]);
+}
+
+#[test]
+fn i3_error_on_completion_fails_that_operation_with_its_errno() {
+    let disk = disk();
+    for (block, errno) in [libc::EIO, libc::ENOSPC, libc::EROFS]
+        .into_iter()
+        .enumerate()
+    {
+        let start = block as u64 * 512;
+        disk.script(start..start + 512, [Step::Fail(errno)]);
+    }
+    let mut queue = queue(&disk);
+    for id in 0..4 {
+        queue
+            .write(
+                u64::from(id) * 512,
+                (vec![9; 512], id),
+                Durability::WriteBack,
+            )
+            .unwrap();
+    }
+    queue.submit();
+    let results = reap(&mut queue);
+    let errors: Vec<_> = results
+        .iter()
+        .map(|(_, r)| r.map_err(|e| (e.kind(), e.errno().unwrap())))
+        .collect();
+    assert_eq!(
+        errors,
+        [
+            Err((IoErrorKind::Storage, libc::EIO)),
+            Err((IoErrorKind::NoSpace, libc::ENOSPC)),
+            Err((IoErrorKind::ReadOnly, libc::EROFS)),
+            Ok(512),
+        ]
+    );
+}
+
+#[test]
+fn i4_eagain_parks_everything_in_order_until_the_caller_retries() {
+    let disk = disk();
+    disk.script_submit([SubmitStep::Again, SubmitStep::Again]);
+    let mut queue = queue(&disk);
+    for id in 0..4 {
+        read(&mut queue, u64::from(id) * 512, id);
+    }
+    let report = queue.submit();
+    assert_eq!((report.submitted, report.parked), (0, 4));
+    assert!(queue.needs_retry());
+    assert!(!queue.completions_pending());
+    assert_eq!(queue.submit().parked, 4);
+    assert_eq!(queue.submit().submitted, 4);
+    assert!(!queue.needs_retry());
+    assert_eq!(reap(&mut queue).len(), 4);
+    let offsets: Vec<_> = disk.log();
+    let expected = [0, 512, 1024, 1536].map(|offset| Event::Read { offset, len: 512 });
+    assert_eq!(offsets, expected);
+}
+
+#[test]
+fn i4_short_submit_is_followed_up_at_once_and_parked_if_that_fails() {
+    let disk = disk();
+    disk.script_submit([SubmitStep::AtMost(3), SubmitStep::Again]);
+    let mut queue = queue(&disk);
+    for id in 0..5 {
+        read(&mut queue, u64::from(id) * 512, id);
+    }
+    let report = queue.submit();
+    assert_eq!((report.submitted, report.refused, report.parked), (3, 0, 2));
+    assert_eq!((queue.queued(), queue.in_flight()), (2, 3));
+    // Three completions will trigger the retry.
+    assert!(!queue.needs_retry());
+    assert_eq!(reap(&mut queue).len(), 3);
+    assert_eq!(queue.queued(), 0);
+    assert_eq!(reap(&mut queue), [(3, Ok(512)), (4, Ok(512))]);
+}
+
+#[test]
+fn i4_reap_without_completions_does_not_hammer_the_kernel() {
+    let disk = disk();
+    disk.hold(true);
+    disk.script_submit([SubmitStep::AtMost(1), SubmitStep::Again]);
+    let mut queue = queue(&disk);
+    read(&mut queue, 0, 0);
+    read(&mut queue, 512, 1);
+    queue.submit();
+    let calls = disk.submit_calls();
+    for _ in 0..100 {
+        assert!(reap(&mut queue).is_empty());
+    }
+    assert_eq!(disk.submit_calls(), calls);
+    disk.release(0);
+    assert_eq!(reap(&mut queue).len(), 1);
+    assert_eq!(disk.submit_calls(), calls + 1);
+}
+
+#[test]
+fn i4_reap_leaves_alone_what_was_never_submitted() {
+    let disk = disk();
+    let mut queue = queue(&disk);
+    read(&mut queue, 0, 0);
+    queue.submit();
+    read(&mut queue, 512, 1);
+    assert_eq!(reap(&mut queue).len(), 1);
+    assert!(reap(&mut queue).is_empty());
+    assert_eq!((queue.queued(), disk.log().len()), (1, 1));
+}
+
+#[test]
+fn i5_refused_operation_fails_alone_wherever_it_stands() {
+    for bad in 0..5u32 {
+        let disk = disk();
+        let start = u64::from(bad) * 512;
+        disk.refuse(start..start + 512, libc::EFAULT);
+        let mut queue = queue(&disk);
+        for id in 0..5 {
+            read(&mut queue, u64::from(id) * 512, id);
+        }
+        let report = queue.submit();
+        assert_eq!((report.submitted, report.refused, report.parked), (4, 1, 0));
+        assert!(queue.completions_pending());
+        assert!(queue.clear_completion_fd(), "a refusal wakes the caller");
+        for (id, result) in reap(&mut queue) {
+            if id == bad {
+                assert_eq!(result.unwrap_err().errno(), Some(libc::EFAULT));
+            } else {
+                assert_eq!(result, Ok(512));
+            }
+        }
+        assert!(queue.is_idle());
+    }
+}
+
+#[test]
+fn i5_refusals_alone_wake_the_caller() {
+    let disk = disk();
+    disk.refuse(0..4096, libc::EBADF);
+    let mut queue = queue(&disk);
+    for id in 0..8 {
+        read(&mut queue, 0, id);
+    }
+    queue.submit();
+    assert!(!queue.needs_retry());
+    assert!(queue.clear_completion_fd());
+    assert_eq!(reap(&mut queue).len(), 8);
+}
+
+#[test]
+fn i6_failed_fdatasync_is_delivered_and_never_retried() {
+    for errno in [libc::EIO, libc::ENOSPC, libc::EAGAIN] {
+        let disk = disk();
+        disk.script_fdatasync([Step::Fail(errno)]);
+        let mut queue = queue(&disk);
+        queue.queue_fdatasync((Vec::new(), 0)).unwrap();
+        queue.submit();
+        let results = finish(&mut queue);
+        assert_eq!(results[0].1.unwrap_err().errno(), Some(errno));
+        assert!(disk.log().is_empty(), "retried behind the caller's back");
+    }
+}
+
+#[test]
+fn i6_refused_fdatasync_runs_on_the_worker_with_its_error() {
+    for refusal in [libc::EINVAL, libc::EOPNOTSUPP] {
+        let disk = disk();
+        disk.refuse_fdatasync(refusal);
+        disk.script_fdatasync([Step::Fail(libc::EIO)]);
+        let mut queue = queue(&disk);
+        queue
+            .write(0, (vec![9; 512], 0), Durability::WriteBack)
+            .unwrap();
+        queue.submit();
+        assert_eq!(finish(&mut queue)[0].1, Ok(512));
+        assert!(disk.stable_image() == pattern(4096));
+
+        let mut results = Vec::new();
+        for id in 1..3 {
+            queue.queue_fdatasync((Vec::new(), id)).unwrap();
+            queue.submit();
+            // Sleeping on the eventfd's side is tested with real files; here only the result.
+            while !queue.is_idle() {
+                queue.reap(|(_, id), result| results.push((id, result.map_err(IoError::errno))));
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(results, [(1, Err(Some(libc::EIO))), (2, Ok(0))]);
+        assert_eq!(
+            disk.log().last(),
+            Some(&Event::Fdatasync { blocking: true })
+        );
+        assert!(disk.stable_image()[..512].iter().all(|&byte| byte == 9));
+    }
+}
+
+#[test]
+fn i6_fdatasync_refused_for_another_reason_is_not_tried_on_the_worker() {
+    let disk = disk();
+    disk.refuse_fdatasync(libc::EIO);
+    let mut queue = queue(&disk);
+    queue.queue_fdatasync((Vec::new(), 0)).unwrap();
+    queue.submit();
+    let results = finish(&mut queue);
+    assert_eq!(results[0].1.unwrap_err().errno(), Some(libc::EIO));
+    assert!(disk.log().is_empty());
+}
+
+#[test]
+fn i9_interrupted_operation_is_retried_but_not_for_ever() {
+    let tries = usize::from(TRANSIENT_RETRIES_MAX);
+    for errno in [libc::EINTR, libc::EAGAIN] {
+        for (failures, expected) in [(tries, Ok(512)), (tries + 1, Err(Some(errno)))] {
+            let disk = disk();
+            disk.script(0..512, vec![Step::Fail(errno); failures]);
+            let mut queue = queue(&disk);
+            read(&mut queue, 0, 0);
+            queue.submit();
+            let result = finish(&mut queue)[0].1;
+            assert_eq!(
+                result.map_err(IoError::errno),
+                expected,
+                "{failures} of {errno}"
+            );
+        }
+    }
+}
+
+#[test]
+fn i9_interrupted_fdatasync_is_retried() {
+    let disk = disk();
+    disk.script_fdatasync([Step::Fail(libc::EINTR)]);
+    let mut queue = queue(&disk);
+    queue.queue_fdatasync((Vec::new(), 0)).unwrap();
+    queue.submit();
+    assert_eq!(finish(&mut queue)[0].1, Ok(0));
+    assert_eq!(disk.log(), [Event::Fdatasync { blocking: false }]);
+}
+
+#[test]
+fn nothing_completes_inside_queueing_or_submitting() {
+    let disk = disk();
+    let mut queue = queue(&disk);
+    for id in 0..8 {
+        read(&mut queue, 0, id);
+        queue.submit();
+    }
+    assert_eq!((queue.free_slots(), queue.in_flight()), (0, 8));
+    assert_eq!(reap(&mut queue).len(), 8);
+}
+
+#[test]
+fn panic_in_the_callback_leaves_the_queue_sound() {
+    let disk = disk();
+    let mut queue = queue(&disk);
+    for id in 0..4 {
+        read(&mut queue, 0, id);
+    }
+    queue.submit();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        queue.reap(|_, _| panic!("the caller's mistake"));
+    }));
+    assert!(panicked.is_err());
+    // The slot of the owner that was given out is free, and takes another operation.
+    assert!(queue.free_slots() >= 5);
+    read(&mut queue, 0, 9);
+    queue.submit();
+    assert!(reap(&mut queue).contains(&(9, Ok(512))));
+}
+
+#[test]
+fn offsets_beyond_what_the_kernel_can_express_are_refused() {
+    let disk = disk();
+    let mut queue = queue(&disk);
+    let largest = i64::MAX as u64;
+    for offset in [largest - 511, largest, u64::MAX - 511, u64::MAX] {
+        let error = queue.read(offset, (vec![0; 512], 7)).unwrap_err();
+        assert!(matches!(error, ioq::QueueError::OffsetTooLarge { offset: o, .. } if o == offset));
+        assert_eq!(error.into_owner().1, 7);
+    }
+    assert!(queue.is_idle());
+    queue.read(largest - 512, (vec![0; 512], 0)).unwrap();
+}
+
+#[test]
+fn empty_transfer_succeeds_with_no_bytes() {
+    let disk = disk();
+    let mut queue = queue(&disk);
+    queue.read(0, (Vec::new(), 0)).unwrap();
+    queue
+        .write(0, (Vec::new(), 1), Durability::WriteBack)
+        .unwrap();
+    queue.submit();
+    assert_eq!(reap(&mut queue), [(0, Ok(0)), (1, Ok(0))]);
+}
