@@ -128,6 +128,34 @@ fn i2_continuation_waits_for_the_next_reap_and_keeps_its_slot() {
 }
 
 #[test]
+fn i2_continuation_does_not_wait_for_other_operations() {
+    let disk = disk();
+    disk.hold(true);
+    disk.script(0..512, [Step::AtMost(100)]);
+    let mut queue = queue(&disk);
+    read(&mut queue, 0, 0);
+    read(&mut queue, 512, 1);
+    queue.submit();
+    disk.release(0);
+    assert!(reap(&mut queue).is_empty());
+    // The other one, and the continuation.
+    assert_eq!(disk.waiting(), 2);
+}
+
+#[test]
+fn i2_continuation_goes_before_what_was_never_submitted() {
+    let disk = disk();
+    disk.script(0..512, [Step::AtMost(100)]);
+    let mut queue = queue(&disk);
+    read(&mut queue, 0, 0);
+    queue.submit();
+    read(&mut queue, 512, 1);
+    assert!(reap(&mut queue).is_empty());
+    assert_eq!(reap(&mut queue), [(0, Ok(512))]);
+    assert_eq!((queue.queued(), queue.in_flight()), (1, 0));
+}
+
+#[test]
 fn i3_error_on_completion_fails_that_operation_with_its_errno() {
     let disk = disk();
     for (block, errno) in [libc::EIO, libc::ENOSPC, libc::EROFS]
