@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use event_poll::{EventPoll, Token};
-use ioq::Durability;
+use ioq::{Durability, RETRY_DELAY};
 use vm_memory::GuestMemoryBackend;
 use vring::Chain;
 
@@ -41,10 +41,6 @@ use crate::notifier::Notifier;
 /// their turn (hostile-inputs A11, Z4). Half the requests in flight: the kernel works on one half
 /// while the other is fetched.
 const BATCH_MAX: usize = 128;
-
-/// How often operations that the kernel refused with EAGAIN are tried again when nothing in flight
-/// could wake the thread. One pass of the kernel's own writeback or allocator takes about as long.
-const RETRY_DELAY: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Events taken per wait; the rest come with the next.
 const EVENTS_MAX: usize = 64;
