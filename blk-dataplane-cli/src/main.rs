@@ -93,6 +93,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     options.check().map_err(device_failure)?;
     let backing = open_backing(arguments)?;
     let device = Device::new(backing, &options).map_err(device_failure)?;
+    Server::probe(&device)
+        .map_err(|error| Failure::host(format!("the device cannot start: {error}")))?;
     let server = match inherited {
         Some((number, fd)) => Server::inherited(fd, device.clone())
             .map_err(|error| Failure::usage(format!("--fd={number}: {error}")))?,

@@ -61,6 +61,9 @@ pub enum StartError {
     /// The kernel gives no thread.
     #[error("cannot start the data thread: {0}")]
     Thread(std::io::Error),
+    /// The thread ended before it ran. A bug in this crate.
+    #[error("the data thread ended at once")]
+    Ended,
     /// No memory for the bounce buffers.
     #[error("no memory for the device's buffers")]
     NoMemory,
@@ -89,6 +92,8 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     memory: MemoryRef<M>,
     /// Where every chain is popped into.
     chain: Chain,
+    /// Which queue's turn it was to go first.
+    first_queue: usize,
     /// No fetching from any queue.
     paused: bool,
     drains: Vec<Drain>,
@@ -115,6 +120,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             executor,
             memory: MemoryRef::new(memory),
             chain: Chain::for_queue(device.max_queue_size()),
+            first_queue: 0,
             paused: false,
             drains: Vec::new(),
             counters,
@@ -152,6 +158,19 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         if self.paused {
             return false;
         }
+        let count = self.queues.len();
+        // Each turn begins one queue further: when room is short, the queue that comes first takes
+        // it, and that must not always be the same one (hostile-inputs Z4).
+        self.first_queue = (self.first_queue + 1) % count;
+        let mut fetched = false;
+        for index in (self.first_queue..count).chain(0..self.first_queue) {
+            fetched |= self.fetch(index);
+        }
+        fetched
+    }
+
+    /// Fetches up to a batch from one queue. True if there was any.
+    fn fetch(&mut self, index: usize) -> bool {
         let Self {
             queues,
             executor,
@@ -160,43 +179,37 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             counters,
             ..
         } = self;
-        let mut fetched = false;
-        for (index, queue) in (0u16..).zip(queues.iter_mut()) {
-            let Some(queue) = queue.as_deref_mut().filter(|queue| queue.may_fetch()) else {
-                continue;
-            };
-            queue.ring.disable_notification();
-            queue.armed = false;
-            for _ in 0..BATCH_MAX {
-                if !executor.has_room() {
-                    queue.starved = true;
-                    break;
-                }
-                match queue.pop(chain, counters) {
-                    Fetched::Chain(head) => {
-                        match executor.start(index, head, chain, memory) {
-                            Started::InFlight => {}
-                            Started::Finished { head, used_len } => queue.push(head, used_len),
-                            Started::NoRoom(head) => {
-                                queue.unpop(head);
-                                queue.starved = true;
-                                break;
-                            }
-                        }
-                        fetched = true;
-                        counters.requests.add(1);
-                    }
-                    Fetched::BadChain(head) => {
-                        queue.push(head, 0);
-                        fetched = true;
-                        counters.requests.add(1);
-                        counters.bad_chains.add(1);
-                    }
-                    Fetched::Nothing => break,
-                }
+        let Some(queue) = queues[index]
+            .as_deref_mut()
+            .filter(|queue| queue.may_fetch())
+        else {
+            return false;
+        };
+        queue.ring.disable_notification();
+        for fetched in 0..BATCH_MAX {
+            if !executor.has_room() {
+                queue.starved = true;
+                return fetched > 0;
             }
+            match queue.pop(chain, counters) {
+                Fetched::Chain(head) => match executor.start(queue.index, head, chain, memory) {
+                    Started::InFlight => {}
+                    Started::Finished { head, used_len } => queue.push(head, used_len),
+                    Started::NoRoom(head) => {
+                        queue.unpop(head);
+                        queue.starved = true;
+                        return fetched > 0;
+                    }
+                },
+                Fetched::BadChain(head) => {
+                    queue.push(head, 0);
+                    counters.bad_chains.add(1);
+                }
+                Fetched::Nothing => return fetched > 0,
+            }
+            counters.requests.add(1);
         }
-        fetched
+        true
     }
 
     fn reap(&mut self) -> usize {

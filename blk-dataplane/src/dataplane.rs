@@ -203,10 +203,18 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         match outcome.recv() {
             Ok(Ok(())) => Ok(plane),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(StartError::Thread(std::io::Error::other(
-                "it ended at once",
-            ))),
+            Err(_) => Err(StartError::Ended),
         }
+    }
+
+    /// Finds out whether the device could start now, and leaves nothing running: for a program that
+    /// wants to fail early and not when the first front-end connects.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn probe(device: &Device, memory: Arc<M>) -> Result<(), StartError> {
+        let mut plane = Self::start(device, memory)?;
+        plane.end_thread().map_err(|Gone| StartError::Ended)
     }
 
     /// The device that runs.
@@ -387,18 +395,25 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     }
 
     fn shut_down(&mut self) -> Result<(), StopError> {
-        let Some(thread) = self.thread.take() else {
+        if self.thread.is_none() {
             return Ok(());
-        };
-        let drained = self.ask(|reply| Command::Exit { reply });
-        thread.join().map_err(|_| Gone)?;
-        drained?;
+        }
+        self.end_thread()?;
         match self.device.backing() {
             Backing::Image(image) if !image.is_read_only() => {
                 image.file().sync_data().map_err(StopError::Sync)
             }
             Backing::Image(_) | Backing::Null { .. } => Ok(()),
         }
+    }
+
+    fn end_thread(&mut self) -> Result<(), Gone> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        let drained = self.ask(|reply| Command::Exit { reply });
+        thread.join().map_err(|_| Gone)?;
+        drained
     }
 
     fn check_running(&self, index: u16) -> Result<(), QueueError> {

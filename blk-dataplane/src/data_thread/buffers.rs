@@ -103,12 +103,11 @@ pub(super) struct GuestBuffers<M> {
 
 impl<M: GuestMemoryBackend> GuestBuffers<M> {
     pub(super) fn new(slots: usize, alignment: Alignment) -> Self {
-        let none = iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
+        // Zeroed by the allocator, so that the pages of slots never used take no memory.
+        let iovecs = Box::<[iovec]>::new_zeroed_slice(slots * SLOT_STRIDE);
         Self {
-            iovecs: vec![none; slots * SLOT_STRIDE].into_boxed_slice(),
+            // SAFETY: all zeroes is a valid iovec: a null pointer and length 0.
+            iovecs: unsafe { iovecs.assume_init() },
             slots: (0..slots)
                 .map(|_| Slot {
                     count: 0,

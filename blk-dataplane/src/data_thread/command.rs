@@ -142,7 +142,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     fn start_queue(&mut self, index: u16, parts: QueueParts<M>) -> Result<(), event_poll::Error> {
         self.poll.add(&parts.kick, Token(u64::from(index)))?;
-        let mut queue = QueueState::new(parts.ring, parts.flush_negotiated);
+        let mut queue = QueueState::new(index, parts.ring, parts.flush_negotiated);
         queue.kick = Some(parts.kick);
         queue.call = parts.call;
         queue.err = parts.err;

@@ -9,6 +9,8 @@ use super::Notifier;
 use crate::counters::Counters;
 
 pub(super) struct QueueState<M: GuestMemoryBackend> {
+    /// Its number on the device.
+    pub(super) index: u16,
     pub(super) ring: SplitQueue<M>,
     /// Watched by the data thread's loop while it is here.
     pub(super) kick: Option<EventNotifier>,
@@ -30,6 +32,7 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
 impl<M: GuestMemoryBackend> std::fmt::Debug for QueueState<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QueueState")
+            .field("index", &self.index)
             .field("enabled", &self.enabled)
             .field("armed", &self.armed)
             .field("starved", &self.starved)
@@ -47,8 +50,9 @@ pub(super) enum Fetched {
 }
 
 impl<M: GuestMemoryBackend> QueueState<M> {
-    pub(super) fn new(ring: SplitQueue<M>, flush_negotiated: bool) -> Self {
+    pub(super) fn new(index: u16, ring: SplitQueue<M>, flush_negotiated: bool) -> Self {
         Self {
+            index,
             ring,
             kick: None,
             call: None,

@@ -5,8 +5,10 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 
 use event_poll::EventNotifier;
+use hostmem::MemoryMap;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -14,6 +16,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use super::connection;
 use super::listener::{BindError, Listener};
 use crate::data_thread::StartError;
+use crate::dataplane::DataPlane;
 use crate::device::Device;
 
 /// Why serving came to an end before it was told to.
@@ -30,6 +33,9 @@ pub enum ServeError {
     #[error("the descriptor is no Unix stream socket")]
     NotASocket,
 }
+
+/// Pause before another accept when the host has run out of descriptors or memory.
+const EXHAUSTION_DELAY: std::time::Duration = std::time::Duration::from_millis(100);
 
 #[derive(Debug)]
 enum Endpoint {
@@ -71,6 +77,15 @@ impl Server {
         Ok(Self { endpoint, device })
     }
 
+    /// Finds out whether the device could start, so that a program fails before it says it is ready
+    /// and not when the first front-end connects.
+    ///
+    /// # Errors
+    /// [`StartError`]: the host has run out of something.
+    pub fn probe(device: &Device) -> Result<(), StartError> {
+        DataPlane::probe(device, Arc::new(MemoryMap::empty()))
+    }
+
     /// Where it listens, if it bound the socket itself.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
@@ -104,6 +119,10 @@ impl Server {
             match socket.accept() {
                 Ok((stream, _)) => serve_one(&self.device, stream, until)?,
                 Err(error) if is_transient(&error) => {}
+                Err(error) if is_exhaustion(&error) => {
+                    tracing::warn!(%error, "cannot accept a front-end now; trying again");
+                    std::thread::sleep(EXHAUSTION_DELAY);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -164,4 +183,13 @@ fn wait_for(fd: BorrowedFd<'_>, until: BorrowedFd<'_>) -> io::Result<bool> {
 fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
     matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted)
+}
+
+/// Errors of accept(2) that pass when something else lets go of a descriptor or of memory. A front-end
+/// that waits is served then; to end the program would cost every front-end to come.
+fn is_exhaustion(error: &io::Error) -> bool {
+    const PASSING: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| PASSING.contains(&errno))
 }
