@@ -208,6 +208,8 @@ fn kicks_are_suppressed_by_flag_without_event_idx() {
     assert_eq!(rig.guest.used_flags(), 0);
     rig.offer_buffer();
     assert!(rig.guest.needs_kick());
+    rig.queue.disable_notification();
+    assert_eq!(rig.guest.used_flags(), 1, "and disabled again");
 }
 
 #[test]

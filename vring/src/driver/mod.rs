@@ -37,9 +37,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod layout;
 mod split;
 
-pub use self::split::{AddError, DriverError, Full, SplitDriver, SplitLayout, Used};
+pub use self::layout::{DriverError, SplitLayout};
+pub use self::split::{AddError, Full, SplitDriver, Used};
 
 /// `VIRTQ_DESC_F_INDIRECT`: the buffer is a table of descriptors.
 pub const F_INDIRECT: u16 = crate::split::descriptor::F_INDIRECT;

@@ -96,7 +96,7 @@ pub struct SplitQueue<M> {
     /// The `NO_NOTIFY` bit as last stored.
     kicks_disabled: bool,
     in_flight: InFlight,
-    /// The head that [`unpop`](Self::unpop) can take back.
+    /// The head that [`unpop`](Self::unpop) can take back, while it is in flight.
     latest: Option<u16>,
     fault: Option<RingFault>,
     fault_reported: bool,
@@ -199,11 +199,10 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     ///
     /// Returns the head if it is not the latest.
     pub fn unpop(&mut self, head: Head) -> Result<(), Head> {
-        if self.latest != Some(head.index()) {
+        if self.latest != Some(head.index()) || !self.in_flight.remove(head.index()) {
             return Err(head);
         }
         self.latest = None;
-        self.in_flight.remove(head.index());
         self.next_avail = self.next_avail.wrapping_sub(1);
         if self.fault.is_some() {
             // A stopped ring stays empty.
@@ -224,9 +223,6 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         debug_assert!(was_in_flight, "head {index} is not from this queue");
         if !was_in_flight || self.lost {
             return;
-        }
-        if self.latest == Some(index) {
-            self.latest = None;
         }
         self.rings.store_used_element(self.next_used(), index, len);
         self.staged += 1;
