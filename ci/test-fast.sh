@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All tests but those in a guest: for every save, on any machine with Rust.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+echo "== test-fast: workspace without guests"
+cargo test --workspace --all-features --exclude blk-dataplane-cli
+# Every test target of the program but the one named guest.
+tests=()
+for file in blk-dataplane-cli/tests/*.rs; do
+    [[ ! -e $file ]] || tests+=(--test "$(basename "$file" .rs)")
+done
+cargo test -p blk-dataplane-cli --bins "${tests[@]}"

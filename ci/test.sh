@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Every crate's tests on its own features, then all together with every feature, the guest tests last.
+# Arguments go to the last cargo test: ci/test.sh -- --skip guest_
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Alone, as a user who depends on one crate builds it. Within the workspace cargo joins the features that the
+# members ask of each other, which would hide one that a crate forgot to ask for itself.
+# The program has no features and no dependents: the run of everything below is its own.
+for crate in vring hostmem event-poll ioq iosched blk-dataplane; do
+    echo "== test: $crate alone, default features"
+    cargo test -q -p "$crate"
+done
+
+# Named, since a plain `cargo test` here means the default member, the program, alone.
+echo "== test: workspace, all features"
+cargo test --workspace --all-features "$@"
