@@ -41,23 +41,23 @@ fi
 cp "$target/guest/base.cpio" "$initrd"
 if [[ -t 0 ]]; then
     echo "Booting to a shell: /dev/vda is $image. Leave with 'poweroff -f', or Ctrl-A X."
-    console=(-chardev stdio,id=console,mux=on,signal=off -mon console)
+    console=(-chardev "stdio,id=console,mux=on,signal=off" -mon console)
 else
     # The serial port would lose what comes before the guest listens, so commands go into the archive.
     mkdir -p "$directory/overlay"
     cat >"$directory/overlay/test.sh"
     (cd "$directory/overlay" && echo test.sh | busybox cpio -o -H newc 2>/dev/null) >>"$initrd"
     rm -r "$directory/overlay"
-    console=(-chardev stdio,id=console,signal=off)
+    console=(-chardev "stdio,id=console,signal=off")
 fi
-accel=(-accel tcg,thread=multi)
+accel=(-accel "tcg,thread=multi")
 [[ ${GUEST_ACCEL:-tcg} != kvm ]] || accel=(-accel kvm -cpu host)
 qemu=(
     qemu-system-x86_64 "${accel[@]}" -nodefaults -no-user-config -display none -no-reboot -smp 2
-    -machine q35,memory-backend=mem -m 1G
+    -machine "q35,memory-backend=mem" -m 1G
     # The memory must be shared, or the program cannot see the guest's requests.
-    -object memory-backend-memfd,id=mem,size=1G,share=on
-    -chardev "socket,id=disk,path=$socket" -device vhost-user-blk-pci,chardev=disk,num-queues=2
+    -object "memory-backend-memfd,id=mem,size=1G,share=on"
+    -chardev "socket,id=disk,path=$socket" -device "vhost-user-blk-pci,chardev=disk,num-queues=2"
     -kernel "$target/guest/vmlinuz" -initrd "$initrd" -append "console=ttyS0 quiet panic=-1"
     "${console[@]}" -serial chardev:console
 )

@@ -89,6 +89,7 @@ list_module() {
     local path=$1 dependency
     [[ -z ${listed[$path]:-} ]] || return 0
     listed[$path]=1
+    # shellcheck disable=SC2013 # words are wanted: one line lists them all
     for dependency in $(awk -F: -v path="$path" '$1 == path { print $2 }' "$dep"); do
         list_module "$dependency"
     done

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Put before every test's script; busybox ash. Results go to the second serial port, so that messages
 # of the kernel on the first cannot break into their lines.
 stty -F /dev/ttyS1 raw -echo
