@@ -92,6 +92,19 @@ fn completions_in_any_order_are_reported_in_the_order_pushed() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, should_panic(expected = "is not from this queue"))]
+fn a_head_of_another_queue_never_reaches_the_used_ring() {
+    let mut rig = Rig::new(8, PLAIN);
+    let mut other = Rig::new(8, PLAIN);
+    other.offer_buffer();
+    let foreign = other.pop_head();
+    rig.queue.push(foreign, 1);
+    assert_eq!(rig.queue.publish(), 0);
+    assert_eq!(rig.guest.poll_used(), None);
+    assert_eq!(rig.queue.in_flight(), 0);
+}
+
+#[test]
 fn resuming_goes_on_from_the_rings_used_index_and_clears_its_flags() {
     let mut rig = Rig::starting_at(8, PLAIN, 65535);
     rig.queue.disable_notification();

@@ -37,8 +37,8 @@ pub(crate) const NO_NOTIFY: u16 = layout::flag(VRING_USED_F_NO_NOTIFY);
 /// # What the caller must guarantee
 ///
 /// - Every [`Head`] goes back to the queue it came from. One that is not in flight here is
-///   ignored by [`push`](Self::push), so a mix-up never puts a bogus id into the used ring, but
-///   heads of two queues with the same index cannot be told apart.
+///   ignored by [`push`](Self::push) (a debug build panics), so a mix-up never puts a bogus id
+///   into the used ring, but heads of two queues with the same index cannot be told apart.
 /// - The [`Chain`] was made for this queue's size or a larger one.
 /// - Buffers are translated by the consumer, through [`memory`](Self::memory) or a newer map;
 ///   the ring does not look behind their addresses.
