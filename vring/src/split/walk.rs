@@ -18,29 +18,12 @@ pub(super) fn walk<M: GuestMemoryBackend>(
 ) -> Result<(), ChainFault> {
     chain.clear();
     let size = rings.size().get();
-    let mut index = head;
-    // A chain without a loop visits each descriptor at most once. Counted in descriptors, so
-    // that a loop of empty ones ends too (row D2).
-    for _ in 0..size {
-        let descriptor = rings.descriptor(index);
-        if descriptor.is_indirect() {
-            // After direct descriptors this is valid, as the chain's last (row D17). WRITE on
-            // it means nothing (§2.7.5.3.2, row D16).
-            return walk_indirect(&**rings.memory(), indirect_desc, descriptor, chain);
-        }
-        chain.append(descriptor.address, descriptor.len, descriptor.is_writable())?;
-        if !descriptor.has_next() {
-            return Ok(());
-        }
-        if descriptor.next >= size {
-            return Err(ChainFault::NextOutOfRange {
-                next: descriptor.next,
-                limit: size,
-            });
-        }
-        index = descriptor.next;
+    match walk_table(size, head, chain, |index| Ok(rings.descriptor(index)))? {
+        None => Ok(()),
+        // After direct descriptors this is valid, as the chain's last (row D17). WRITE on it
+        // means nothing (§2.7.5.3.2, row D16).
+        Some(indirect) => walk_indirect(&**rings.memory(), indirect_desc, indirect, chain),
     }
-    Err(ChainFault::TooManyDescriptors { limit: size })
 }
 
 /// Appends the buffers of the table that `descriptor` points to.
@@ -59,31 +42,36 @@ fn walk_indirect<M: GuestMemoryBackend>(
     let Descriptor { address, len, .. } = descriptor;
     let entries = table_entries(len)?;
     let unmapped = ChainFault::IndirectTableUnmapped { address, len };
-    if let Some(table) = AlignedTable::translate(memory, address, entries) {
+    let nested = if let Some(table) = AlignedTable::translate(memory, address, entries) {
         // `walk_table` asks for no entry past the end, so the error is never taken.
-        return walk_table(entries, chain, |index| {
+        walk_table(entries, 0, chain, |index| {
             table
                 .read(index)
                 .map(Descriptor::from_words)
                 .ok_or(unmapped)
-        });
+        })?
+    } else {
+        // A table at an odd address or over two regions: valid and rare. All of it must be
+        // there, not only the entries that happen to be reached (row D15).
+        let table_len = usize::from(entries) * DESCRIPTOR_LEN;
+        let table = GuestAddress(address);
+        if !GuestMemoryBackend::check_range(memory, table, table_len) {
+            return Err(unmapped);
+        }
+        walk_table(entries, 0, chain, |index| {
+            let offset = u64::from(index) * DESCRIPTOR_LEN as u64;
+            let entry = address.checked_add(offset).ok_or(unmapped)?;
+            let mut words = [[0u8; 8]; 2];
+            memory
+                .read_slice(words.as_flattened_mut(), GuestAddress(entry))
+                .map_err(|_| unmapped)?;
+            Ok(Descriptor::from_words(words.map(u64::from_ne_bytes)))
+        })?
+    };
+    match nested {
+        None => Ok(()),
+        Some(_) => Err(ChainFault::IndirectNested),
     }
-    // A table at an odd address or over two regions: valid and rare. All of it must be there,
-    // not only the entries that happen to be reached (row D15).
-    let table_len = usize::from(entries) * DESCRIPTOR_LEN;
-    let table = GuestAddress(address);
-    if !GuestMemoryBackend::check_range(memory, table, table_len) {
-        return Err(unmapped);
-    }
-    walk_table(entries, chain, |index| {
-        let offset = u64::from(index) * DESCRIPTOR_LEN as u64;
-        let entry = address.checked_add(offset).ok_or(unmapped)?;
-        let mut words = [[0u8; 8]; 2];
-        memory
-            .read_slice(words.as_flattened_mut(), GuestAddress(entry))
-            .map_err(|_| unmapped)?;
-        Ok(Descriptor::from_words(words.map(u64::from_ne_bytes)))
-    })
 }
 
 /// The number of entries of a table of `len` bytes.
@@ -99,30 +87,121 @@ fn table_entries(len: u32) -> Result<u16, ChainFault> {
     }
 }
 
-/// Appends the chain that starts at entry 0 of an indirect table; `read` loads an entry once.
+/// Appends the chain that starts at `first` in a table of `limit` descriptors, up to its end or
+/// to an indirect descriptor, which is returned.
+///
+/// `read` loads a descriptor from guest memory; it is called once for each that is visited, with
+/// an index below `limit`, and everything is decided on what it returned (rows T1, T3).
 #[inline]
 fn walk_table(
-    entries: u16,
+    limit: u16,
+    first: u16,
     chain: &mut Chain,
-    read: impl Fn(u16) -> Result<Descriptor, ChainFault>,
-) -> Result<(), ChainFault> {
-    let mut index = 0;
-    for _ in 0..entries {
+    mut read: impl FnMut(u16) -> Result<Descriptor, ChainFault>,
+) -> Result<Option<Descriptor>, ChainFault> {
+    let mut index = first;
+    // A chain without a loop visits each descriptor at most once. Counted in descriptors, so
+    // that a loop of empty ones ends too (row D2).
+    for _ in 0..limit {
         let descriptor = read(index)?;
         if descriptor.is_indirect() {
-            return Err(ChainFault::IndirectNested);
+            return Ok(Some(descriptor));
         }
         chain.append(descriptor.address, descriptor.len, descriptor.is_writable())?;
         if !descriptor.has_next() {
-            return Ok(());
+            return Ok(None);
         }
-        if descriptor.next >= entries {
+        if descriptor.next >= limit {
             return Err(ChainFault::NextOutOfRange {
                 next: descriptor.next,
-                limit: entries,
+                limit,
             });
         }
         index = descriptor.next;
     }
-    Err(ChainFault::TooManyDescriptors { limit: entries })
+    Err(ChainFault::TooManyDescriptors { limit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::QueueSize;
+    use crate::split::descriptor::{F_INDIRECT, F_NEXT, F_WRITE};
+
+    const LIMIT: u16 = 8;
+
+    fn descriptor(len: u32, flags: u16, next: u16) -> Descriptor {
+        Descriptor {
+            address: 0x1000,
+            len,
+            flags,
+            next,
+        }
+    }
+
+    /// Walks `table` with a reader that records each index asked for.
+    fn reads(table: &[Descriptor]) -> (Result<Option<Descriptor>, ChainFault>, Vec<u16>) {
+        let mut chain = Chain::for_queue(QueueSize::new(u32::from(LIMIT)).unwrap());
+        let mut asked = Vec::new();
+        let outcome = walk_table(LIMIT, 0, &mut chain, |index| {
+            asked.push(index);
+            Ok(table[usize::from(index)])
+        });
+        (outcome, asked)
+    }
+
+    #[test]
+    fn t1_each_descriptor_of_a_chain_is_read_once() {
+        let table = [
+            descriptor(16, F_NEXT, 2),
+            descriptor(1, F_WRITE, 0),
+            descriptor(0, F_NEXT, 5),
+            descriptor(0, 0, 0),
+            descriptor(0, 0, 0),
+            descriptor(512, F_NEXT, 1),
+        ];
+        assert_eq!(reads(&table), (Ok(None), vec![0, 2, 5, 1]));
+    }
+
+    #[test]
+    fn t1_a_descriptor_found_wrong_is_not_read_again() {
+        let beyond = Err(ChainFault::NextOutOfRange {
+            next: LIMIT,
+            limit: LIMIT,
+        });
+        let table = [descriptor(16, F_NEXT, LIMIT)];
+        assert_eq!(reads(&table), (beyond, vec![0]));
+        let table = [
+            descriptor(16, F_NEXT | F_WRITE, 1),
+            descriptor(16, F_NEXT, 0),
+        ];
+        let disordered = Err(ChainFault::ReadableAfterWritable);
+        assert_eq!(reads(&table), (disordered, vec![0, 1]));
+    }
+
+    #[test]
+    fn t3_an_indirect_descriptor_is_handed_over_as_it_was_read() {
+        let indirect = descriptor(32, F_INDIRECT | F_WRITE, 0);
+        let table = [descriptor(16, F_NEXT, 1), indirect];
+        assert_eq!(reads(&table), (Ok(Some(indirect)), vec![0, 1]));
+    }
+
+    #[test]
+    fn d2_a_loop_is_read_as_often_as_the_table_is_long() {
+        let (outcome, asked) = reads(&[descriptor(0, F_NEXT, 0)]);
+        assert_eq!(
+            outcome,
+            Err(ChainFault::TooManyDescriptors { limit: LIMIT })
+        );
+        assert_eq!(asked.len(), usize::from(LIMIT));
+    }
+
+    #[test]
+    fn no_index_at_or_beyond_the_limit_is_ever_read() {
+        for next in 0..=u16::MAX {
+            let table = [descriptor(1, F_NEXT, next); LIMIT as usize];
+            let (_, asked) = reads(&table);
+            assert!(asked.iter().all(|&index| index < LIMIT));
+        }
+    }
 }
