@@ -78,7 +78,8 @@ struct Drain {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AfterDrain {
-    Resume,
+    /// As before: paused if it was.
+    GoOn,
     StayPaused,
     Exit,
 }
@@ -94,7 +95,7 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     chain: Chain,
     /// Which queue's turn it was to go first.
     first_queue: usize,
-    /// No fetching from any queue.
+    /// No fetching from any queue until told to resume.
     paused: bool,
     drains: Vec<Drain>,
     counters: Arc<Counters>,
@@ -155,13 +156,16 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     /// Fetches from every queue that may have something. True if any had.
     fn fetch_all(&mut self) -> bool {
-        if self.paused {
+        if self.on_hold() {
             return false;
         }
         let count = self.queues.len();
-        // Each turn begins one queue further: when room is short, the queue that comes first takes
-        // it, and that must not always be the same one (hostile-inputs Z4).
-        self.first_queue = (self.first_queue + 1) % count;
+        // Each turn begins one running queue further: when room is short, the queue that comes first
+        // takes it, and that must not always be the same one (hostile-inputs Z4).
+        self.first_queue = (self.first_queue + 1..count)
+            .chain(0..=self.first_queue)
+            .find(|&index| self.queues[index].is_some())
+            .unwrap_or(0);
         let mut fetched = false;
         for index in (self.first_queue..count).chain(0..self.first_queue) {
             fetched |= self.fetch(index);
@@ -169,7 +173,15 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         fetched
     }
 
+    /// Whether nothing may be fetched from any queue.
+    fn on_hold(&self) -> bool {
+        self.paused || !self.drains.is_empty()
+    }
+
     /// Fetches up to a batch from one queue. True if there was any.
+    ///
+    /// An armed queue is looked at too: nobody waits for its kick while another one keeps the thread
+    /// from sleeping (hostile-inputs Z4).
     fn fetch(&mut self, index: usize) -> bool {
         let Self {
             queues,
@@ -185,7 +197,6 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         else {
             return false;
         };
-        queue.ring.disable_notification();
         for fetched in 0..BATCH_MAX {
             if !executor.has_room() {
                 queue.starved = true;
@@ -267,13 +278,11 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             return false;
         }
         let mut exit = false;
-        let mut resume = true;
         for Drain { reply, then } in self.drains.drain(..) {
             exit |= then == AfterDrain::Exit;
-            resume &= then == AfterDrain::Resume;
+            self.paused |= then == AfterDrain::StayPaused;
             let _ = reply.send(());
         }
-        self.paused = !resume;
         exit
     }
 
@@ -283,7 +292,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         if self.executor.has_completions() || !self.commands.is_empty() {
             return false;
         }
-        if self.paused {
+        if self.on_hold() {
             return true;
         }
         let mut all_empty = true;

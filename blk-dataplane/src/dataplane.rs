@@ -355,7 +355,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         })
     }
 
-    /// Waits until nothing is in flight, fetching nothing meanwhile; then goes on.
+    /// Waits until nothing is in flight, fetching nothing meanwhile; then goes on, unless the device
+    /// was paused before.
     ///
     /// # Errors
     /// [`Gone`].

@@ -126,10 +126,10 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.update_memory(&memory, rings);
                 let _ = reply.send(());
             }
-            Command::Drain { reply } => self.drain(reply, AfterDrain::Resume),
+            Command::Drain { reply } => self.drain(reply, AfterDrain::GoOn),
             Command::Pause { reply } => self.drain(reply, AfterDrain::StayPaused),
             Command::Resume => {
-                self.paused = !self.drains.is_empty();
+                self.paused = false;
                 self.look_at_every_ring();
             }
             Command::Exit { reply } => self.drain(reply, AfterDrain::Exit),
@@ -192,7 +192,6 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     }
 
     fn drain(&mut self, reply: Sender<()>, then: AfterDrain) {
-        self.paused = true;
         self.drains.push(Drain { reply, then });
         self.look_at_every_ring();
     }

@@ -67,14 +67,18 @@ impl<M: GuestMemoryBackend> QueueState<M> {
     }
 
     pub(super) fn may_fetch(&self) -> bool {
-        self.enabled && self.stopping.is_none() && !self.armed
+        self.enabled && self.stopping.is_none()
     }
 
     pub(super) fn pop(&mut self, chain: &mut Chain, counters: &Counters) -> Fetched {
         match self.ring.pop(chain) {
-            Ok(Some(head)) => Fetched::Chain(head),
+            Ok(Some(head)) => {
+                self.disarm();
+                Fetched::Chain(head)
+            }
             Ok(None) => Fetched::Nothing,
             Err(PopError::Chain { head, fault }) => {
+                self.disarm();
                 tracing::debug!(head = head.index(), %fault, "malformed descriptor chain");
                 Fetched::BadChain(head)
             }
@@ -86,6 +90,12 @@ impl<M: GuestMemoryBackend> QueueState<M> {
                 Fetched::Nothing
             }
         }
+    }
+
+    /// While the ring is being fetched from, kicks tell nothing new.
+    fn disarm(&mut self) {
+        self.ring.disable_notification();
+        self.armed = false;
     }
 
     /// Undoes the latest pop.

@@ -1,0 +1,216 @@
+//! One queue must not take the device from another, nor from control.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use blk_dataplane::{Backing, Device, DeviceOptions, Notifier, QueueSetup};
+
+use crate::support::embedded::{Embedded, setup, single};
+use crate::support::queue::{EVENT_IDX, FEATURES, GuestQueue};
+use crate::support::request::{Framing, OK, Request, Table};
+use crate::support::scratch::{Kind, Scratch, null_device};
+use crate::support::{DEADLINE, eventually};
+
+/// A guest that answers each interrupt, on the data thread itself, by publishing again what has
+/// completed: its ring is never empty when the device looks.
+struct Refill {
+    queue: Arc<Mutex<GuestQueue>>,
+    served: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Notifier for Refill {
+    fn notify(&self) -> std::io::Result<()> {
+        let mut queue = self.queue.lock().unwrap();
+        let mut count = 0;
+        while queue.poll().is_some() {
+            count += 1;
+        }
+        self.served.fetch_add(count, Ordering::Relaxed);
+        if !self.stop.load(Ordering::Relaxed) {
+            queue.arena.reset();
+            for _ in 0..count {
+                let request = Request::read(0, 512);
+                queue.add(&request, &Framing::joined());
+            }
+            queue.driver.publish();
+        }
+        Ok(())
+    }
+}
+
+struct Flood {
+    served: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Starts queue `index` with `depth` requests that never end.
+fn flood(vmm: &mut Embedded, index: u16, depth: usize) -> Flood {
+    // Without EVENT_IDX, so that every batch is announced.
+    let mut queue = vmm.prepare(index, 1024, FEATURES & !EVENT_IDX);
+    for _ in 0..depth {
+        queue.add(&Request::read(0, 512), &Framing::joined());
+    }
+    queue.driver.publish();
+    let setup = setup(&queue, 0);
+    let served = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let call = Refill {
+        queue: Arc::new(Mutex::new(queue)),
+        served: Arc::clone(&served),
+        stop: Arc::clone(&stop),
+    };
+    let setup = QueueSetup {
+        call: Some(Box::new(call)),
+        ..setup
+    };
+    vmm.plane.start_queue(index, setup).unwrap();
+    Flood { served, stop }
+}
+
+#[test]
+fn z4_idle_queue_is_served_when_it_wakes_while_another_floods() {
+    let mut vmm = Embedded::new(&null_device(1 << 20));
+    let mut quiet = vmm.queue(1, 16);
+    // It has been served and armed, and the device is asleep.
+    assert_eq!(quiet.answer(&Request::read(0, 512)), (Some(OK), 513));
+    let flood = flood(&mut vmm, 0, 64);
+    eventually("the flood", || flood.served.load(Ordering::Relaxed) > 1000);
+    for _ in 0..20 {
+        assert_eq!(quiet.answer(&Request::read(0, 512)), (Some(OK), 513));
+    }
+}
+
+#[test]
+fn z4_queues_that_take_every_slot_leave_some_to_the_others() {
+    // 2 x 400 outstanding against 256 requests in flight.
+    let mut vmm = Embedded::new(&null_device(1 << 20));
+    let floods = [flood(&mut vmm, 0, 400), flood(&mut vmm, 1, 400)];
+    eventually("the floods", || {
+        floods
+            .iter()
+            .all(|flood| flood.served.load(Ordering::Relaxed) > 1000)
+    });
+    for index in [2, 3] {
+        let mut quiet = vmm.queue(index, 16);
+        for _ in 0..20 {
+            assert_eq!(quiet.answer(&Request::read(0, 512)), (Some(OK), 513));
+        }
+    }
+}
+
+#[test]
+fn z4_share_of_a_queue_does_not_depend_on_its_number() {
+    // As QEMU has it by default: more queues offered than set up.
+    let options = DeviceOptions::default();
+    let device = Device::new(Backing::null(1 << 20), &options).unwrap();
+    let mut vmm = Embedded::new(&device);
+    vmm.plane.pause().unwrap();
+    // Two of them fill what may be in flight, so that in every turn one comes too late.
+    let floods: Vec<Flood> = (0..3).map(|index| flood(&mut vmm, index, 400)).collect();
+    vmm.plane.resume().unwrap();
+    let served = |flood: &Flood| flood.served.load(Ordering::Relaxed);
+    eventually("the floods", || {
+        floods.iter().map(served).sum::<u64>() > 20_000
+    });
+    vmm.plane.pause().unwrap();
+    let shares: Vec<u64> = floods.iter().map(served).collect();
+    // Counted in requests, not in time: between the luckiest and the unluckiest lie some batches.
+    let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+    assert!(least * 2 > *most, "{shares:?}");
+}
+
+#[test]
+fn z4_bounced_requests_of_one_queue_do_not_starve_those_of_another() {
+    // Four lanes, and a ring full of requests that need one each.
+    let scratch = Scratch::zeroed(Kind::Disk, 1 << 20);
+    let mut vmm = Embedded::new(&scratch.device());
+    let mut greedy = vmm.queue(0, 1024);
+    let mut modest = vmm.queue(1, 16);
+    let request = Request::read(0, 512);
+    let framing = Framing::classic(&request).skew(1).table(Table::Indirect);
+    for _ in 0..1024 {
+        greedy.add(&request, &framing);
+    }
+    greedy.publish();
+    assert_eq!(modest.run_framed(&request, &framing).status, Some(OK));
+    assert!(greedy.finish().iter().all(|done| done.status == Some(OK)));
+}
+
+#[test]
+fn a11_commands_are_carried_out_while_a_guest_never_stops_publishing() {
+    let mut vmm = Embedded::new(&null_device(1 << 20));
+    let flood = flood(&mut vmm, 0, 512);
+    let mut last = 0;
+    for round in 0..20 {
+        // Each of these waits for the data thread; a thread that only fetched would hang them.
+        vmm.plane.drain().unwrap();
+        vmm.plane.enable_queue(0, false).unwrap();
+        vmm.plane.drain().unwrap();
+        let served = flood.served.load(Ordering::Relaxed);
+        vmm.plane.drain().unwrap();
+        assert_eq!(flood.served.load(Ordering::Relaxed), served);
+        vmm.plane.enable_queue(0, true).unwrap();
+        eventually("the flood to go on", || {
+            flood.served.load(Ordering::Relaxed) > last
+        });
+        last = flood.served.load(Ordering::Relaxed);
+        let queue = vmm.queue(1, 16);
+        drop(queue);
+        vmm.plane.stop_queue(1).unwrap();
+        assert!(round < 20);
+    }
+    vmm.plane.stop_queue(0).unwrap();
+}
+
+#[test]
+fn a11_device_stops_under_a_guest_that_never_stops_publishing() {
+    let mut vmm = Embedded::new(&null_device(1 << 20));
+    let flood = flood(&mut vmm, 0, 512);
+    eventually("the flood", || flood.served.load(Ordering::Relaxed) > 1000);
+    let (done, stopped) = std::sync::mpsc::channel();
+    let plane = vmm.plane;
+    std::thread::spawn(move || done.send(plane.stop().is_ok()));
+    assert_eq!(stopped.recv_timeout(DEADLINE), Ok(true));
+}
+
+#[test]
+fn z1_full_queues_of_large_requests_are_held_back_and_all_served() {
+    let scratch = Scratch::zeroed(Kind::Disk, 4 << 20);
+    let mut vmm = Embedded::new(&scratch.device());
+    let mut queues: Vec<GuestQueue> = (0..4).map(|index| vmm.queue(index, 1024)).collect();
+    for queue in &mut queues {
+        // 1024 each, 4096 in all, against 256 in flight; every third must bounce.
+        for number in 0..1024u64 {
+            let request = Request::read(number % 1000, 8192);
+            let framing = Framing::classic(&request)
+                .table(Table::Indirect)
+                .skew(u64::from(number % 3 == 0));
+            queue.add(&request, &framing);
+        }
+        queue.publish();
+    }
+    for queue in &mut queues {
+        let done = queue.finish();
+        assert_eq!(done.len(), 1024);
+        assert!(done.iter().all(|done| done.status == Some(OK)));
+    }
+}
+
+#[test]
+fn idle_device_sleeps() {
+    let (vmm, mut queue) = single(&null_device(1 << 20));
+    queue.answer(&Request::read(0, 512));
+    eventually("the device to sleep", || vmm.plane.counters().sleeps > 0);
+    // Nothing to do: at most the sleep that begins now is counted.
+    let before = vmm.plane.counters();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let after = vmm.plane.counters();
+    assert!(after.sleeps <= before.sleeps + 1, "it wakes for nothing");
+}
