@@ -1,0 +1,23 @@
+//! What the benches share: the workloads, the peers they are compared with, and the counters.
+//!
+//! Not a library for anyone else. `README.md` has the commands and says what each figure means.
+//!
+//! ```text
+//!   rings ─────┐                    ┌─ benches/*.rs   time: criterion, and rounds in turn
+//!   reads ─────┼── one workload ────┤
+//!   disk ──────┘   run(n) -> time   ├─ bin/counts.rs  instructions, system calls, allocations
+//!                                   └─ tests/*.rs     the counts that must hold
+//! ```
+
+pub mod allocations;
+mod bare_aio;
+pub mod disk;
+pub mod fixture;
+pub mod reads;
+pub mod rings;
+pub mod rounds;
+pub mod syscalls;
+pub mod workload;
+
+/// Any failure to set a bench up: it ends the bench with its message.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;

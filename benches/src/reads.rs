@@ -1,0 +1,219 @@
+//! Random 4 KiB reads of a file, a fixed number in flight: through ioq, and with bare system calls.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ioq::{AlignedBuf, Config, IoQueue};
+
+use crate::Error;
+use crate::bare_aio::{BareAio, Reap};
+use crate::fixture::{BLOCK, BlockFile, Random};
+
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// `ioq::IoQueue` on the file.
+    Ioq,
+    /// `ioq::IoQueue` with the null engine: what the queue itself costs. Reads give zeroes.
+    IoqNull,
+    /// Raw `io_submit`, completions from the mapped ring: the floor.
+    Bare,
+    /// As `Bare`, and each completion signals an eventfd, as ioq's do: the floor of a program that
+    /// can also sleep in epoll.
+    BareEventFd,
+    /// Raw `io_submit` and `io_getevents`: what most programs do.
+    BareGetEvents,
+}
+
+/// Reads in flight at a time, completed but not yet taken ones included.
+pub const DEPTH: u16 = 32;
+
+/// A file being read.
+#[derive(Debug)]
+pub struct Reads {
+    engine: Engine,
+    random: Random,
+    blocks: u64,
+    batch: u64,
+    depth: u64,
+    direct: bool,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Ioq {
+        queue: IoQueue<AlignedBuf>,
+        buffers: Vec<AlignedBuf>,
+    },
+    Bare(BareAio),
+}
+
+impl Reads {
+    /// Opens `file` for `reader`, to read up to `depth` blocks at a time and submit `batch` at once.
+    ///
+    /// # Errors
+    ///
+    /// The host has no AIO context or no memory; `batch` is 0 or above `depth`.
+    pub fn new(file: &BlockFile, reader: Reader, batch: u16, depth: u16) -> Result<Self, Error> {
+        if batch == 0 || batch > depth {
+            return Err(format!("batches of {batch} at depth {depth}").into());
+        }
+        let (handle, direct) = file.open()?;
+        let config = Config {
+            depth,
+            max_segments: 1,
+        };
+        let engine = match reader {
+            Reader::Ioq | Reader::IoqNull => {
+                let buffers: Option<Vec<_>> =
+                    (0..depth).map(|_| AlignedBuf::new(BLOCK, BLOCK)).collect();
+                Engine::Ioq {
+                    queue: if reader == Reader::Ioq {
+                        IoQueue::linux_aio(Arc::new(handle), &config)?
+                    } else {
+                        IoQueue::null(&config)?
+                    },
+                    buffers: buffers.ok_or("no memory for buffers")?,
+                }
+            }
+            Reader::Bare => Engine::Bare(BareAio::new(handle, depth, Reap::Ring, false)?),
+            Reader::BareEventFd => Engine::Bare(BareAio::new(handle, depth, Reap::Ring, true)?),
+            Reader::BareGetEvents => {
+                Engine::Bare(BareAio::new(handle, depth, Reap::GetEvents, false)?)
+            }
+        };
+        Ok(Self {
+            engine,
+            random: Random::new(42),
+            blocks: file.blocks(),
+            batch: u64::from(batch),
+            depth: u64::from(depth),
+            direct,
+        })
+    }
+
+    /// Whether the file is read with `O_DIRECT`.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Reads `count` random blocks, rounded up to whole batches, and checks each one.
+    ///
+    /// # Errors
+    ///
+    /// A read failed, or gave what is not in the file.
+    pub fn run(&mut self, count: u64) -> Result<Duration, Error> {
+        let batches = count.div_ceil(self.batch);
+        let start = Instant::now();
+        // Sums instead of a table: a block read twice for one not read at all shows.
+        let (mut asked, mut got, mut in_flight) = (0u64, 0u64, 0);
+        for _ in 0..batches {
+            while in_flight + self.batch > self.depth {
+                in_flight -= self.engine.reap(&mut got)?;
+            }
+            for _ in 0..self.batch {
+                let number = self.random.below(self.blocks);
+                asked = asked.wrapping_add(number);
+                self.engine.queue(number)?;
+            }
+            self.engine.submit()?;
+            in_flight += self.batch;
+        }
+        while in_flight > 0 {
+            in_flight -= self.engine.reap(&mut got)?;
+        }
+        let time = start.elapsed();
+        let expected = if self.engine.gives_zeroes() { 0 } else { asked };
+        if got == expected {
+            Ok(time)
+        } else {
+            Err("the blocks read are not those asked for".into())
+        }
+    }
+}
+
+impl Engine {
+    fn gives_zeroes(&self) -> bool {
+        match self {
+            Self::Ioq { queue, .. } => queue.completion_fd().is_none(),
+            Self::Bare(_) => false,
+        }
+    }
+
+    #[inline]
+    fn queue(&mut self, number: u64) -> Result<(), Error> {
+        match self {
+            Self::Ioq { queue, buffers } => {
+                let buffer = buffers.pop().ok_or("no buffer is free")?;
+                queue
+                    .read(number * BLOCK as u64, buffer)
+                    .map_err(|e| e.to_string().into())
+            }
+            Self::Bare(bare) => match bare.queue(number) {
+                true => Ok(()),
+                false => Err("no slot is free".into()),
+            },
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Ioq { queue, .. } => {
+                let report = queue.submit();
+                if report.refused + report.parked > 0 {
+                    return Err(format!("the kernel did not take all: {report:?}").into());
+                }
+                Ok(())
+            }
+            Self::Bare(bare) => bare.submit(),
+        }
+    }
+
+    /// Adds the first word of each block that has come to `sum`.
+    #[inline]
+    fn reap(&mut self, sum: &mut u64) -> Result<u64, Error> {
+        let count = match self {
+            Self::Ioq { queue, buffers } => {
+                let mut failed = None;
+                let count = queue.reap(|buffer, result| {
+                    if result != Ok(BLOCK as u64) {
+                        failed = Some(result);
+                    }
+                    let mut word = [0; 8];
+                    word.copy_from_slice(&buffer[..8]);
+                    *sum = sum.wrapping_add(u64::from_le_bytes(word));
+                    buffers.push(buffer);
+                });
+                if let Some(result) = failed {
+                    return Err(format!("a read gave {result:?}").into());
+                }
+                count
+            }
+            Self::Bare(bare) => bare.reap(|word| *sum = sum.wrapping_add(word))?,
+        };
+        Ok(count as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reader_reads_what_is_in_the_file() {
+        let file = BlockFile::new(64).unwrap();
+        for reader in [
+            Reader::Ioq,
+            Reader::IoqNull,
+            Reader::Bare,
+            Reader::BareEventFd,
+            Reader::BareGetEvents,
+        ] {
+            for batch in [1, 5, 32] {
+                let mut reads = Reads::new(&file, reader, batch, DEPTH).unwrap();
+                reads.run(300).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The workloads that counts are taken of, by the names that `load` takes.
+
+use iosched::{Limits, Merger, Op, Request};
+
+use crate::disk::{Disk, Guest};
+use crate::fixture::{BLOCK, BlockFile, Random};
+use crate::reads::{DEPTH, Reader, Reads};
+use crate::rings::{Layout, Ring, Server};
+use crate::{Error, allocations};
+
+/// Chains in a batch of the ring workloads.
+const RING_BATCH: u16 = 32;
+
+/// Blocks of the files read: 4 MiB, quickly written, for counts do not depend on it.
+const BLOCKS: u64 = 1024;
+
+/// A name, and what it does to how many units.
+type Workload = (&'static str, fn(u64) -> Result<u64, Error>);
+
+/// All of them. Each takes the number of units (chains, requests, reads) and returns the
+/// allocations of the second half of them, when everything has warmed up.
+pub const WORKLOADS: &[Workload] = &[
+    ("vring-direct", |n| ring(Server::Vring, Layout::Direct, n)),
+    ("vring-indirect", |n| {
+        ring(Server::Vring, Layout::Indirect, n)
+    }),
+    ("virtio-queue-direct", |n| {
+        ring(Server::VirtioQueue, Layout::Direct, n)
+    }),
+    ("virtio-queue-indirect", |n| {
+        ring(Server::VirtioQueue, Layout::Indirect, n)
+    }),
+    ("iosched-random", merger),
+    ("ioq-null-batch-32", |n| reads(Reader::IoqNull, 32, n)),
+    ("ioq-batch-1", |n| reads(Reader::Ioq, 1, n)),
+    ("ioq-batch-32", |n| reads(Reader::Ioq, 32, n)),
+    ("bare-batch-1", |n| reads(Reader::Bare, 1, n)),
+    ("bare-batch-32", |n| reads(Reader::Bare, 32, n)),
+    ("disk-null-depth-1", |n| disk(false, 1, n)),
+    ("disk-null-depth-32", |n| disk(false, 32, n)),
+    ("disk-image-depth-1", |n| disk(true, 1, n)),
+    ("disk-image-depth-32", |n| disk(true, 32, n)),
+];
+
+/// Runs the workload called `name` on `units` units; returns its allocations, as [`WORKLOADS`] says.
+///
+/// # Errors
+///
+/// No such workload, or it failed.
+pub fn run(name: &str, units: u64) -> Result<u64, Error> {
+    let (_, run) = WORKLOADS
+        .iter()
+        .find(|(workload, _)| *workload == name)
+        .ok_or_else(|| {
+            let names: Vec<_> = WORKLOADS.iter().map(|(name, _)| *name).collect();
+            format!("no workload {name}; there are {}", names.join(", "))
+        })?;
+    run(units)
+}
+
+/// Does the work in halves and counts the allocations of the second.
+fn second_half(units: u64, mut work: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
+    work(units / 2)?;
+    let before = allocations::count();
+    work(units - units / 2)?;
+    Ok(allocations::count() - before)
+}
+
+fn ring(server: Server, layout: Layout, chains: u64) -> Result<u64, Error> {
+    let mut ring = Ring::new(server, layout)?;
+    second_half(chains, |chains| {
+        ring.run(chains.div_ceil(u64::from(RING_BATCH)), RING_BATCH)?;
+        Ok(())
+    })
+}
+
+fn reads(reader: Reader, batch: u16, count: u64) -> Result<u64, Error> {
+    let file = BlockFile::new(BLOCKS)?;
+    let mut reads = Reads::new(&file, reader, batch, DEPTH)?;
+    second_half(count, |count| {
+        reads.run(count)?;
+        Ok(())
+    })
+}
+
+fn disk(image: bool, depth: u16, requests: u64) -> Result<u64, Error> {
+    let file = image.then(|| BlockFile::new(BLOCKS)).transpose()?;
+    let mut disk = Disk::new(file.as_ref(), Guest::Sleeps)?;
+    second_half(requests, |requests| {
+        disk.run(requests, depth)?;
+        Ok(())
+    })
+}
+
+fn merger(requests: u64) -> Result<u64, Error> {
+    let limits = Limits {
+        max_segments: 512,
+        max_bytes: 1 << 20,
+    };
+    let mut merger = Merger::new(256, limits);
+    let mut random = Random::new(42);
+    second_half(requests, |requests| {
+        for _ in 0..requests.div_ceil(32) {
+            for tag in 0..32 {
+                let request = Request {
+                    op: Op::Read,
+                    offset: random.below(1 << 20) * BLOCK as u64,
+                    len: BLOCK as u64,
+                    segments: 1,
+                    tag,
+                };
+                merger.plug(request).map_err(|full| full.to_string())?;
+            }
+            let mut parts = 0;
+            merger.unplug(|merged| parts += merged.parts.len());
+            if parts != 32 {
+                return Err("not every request came out".into());
+            }
+        }
+        Ok(())
+    })
+}
