@@ -3,7 +3,7 @@
 # usage: guest-assets.sh [DIRECTORY]   (default: guest/ in cargo's target directory)
 #
 #   vmlinuz     kernel of the package that linux-image-cloud-amd64 stands for
-#   base.cpio   busybox, virtio modules in load order, mkfs.ext4 and e2fsck, /init
+#   base.cpio   busybox, virtio modules in load order, mkfs.ext4, e2fsck, GNU dd as gdd, /init
 #   fio.cpio    fio and its libraries, apart because they are fourteen times the rest and few tests need them
 #
 # The kernel unpacks archives that simply follow one another, so a test appends its own with /test.sh.
@@ -26,7 +26,7 @@ modules=(virtio_pci virtio_blk loop)
 
 stamp=$(
     cat "${BASH_SOURCE[0]}" "$root/ci/guest-init.sh" | sha256sum
-    for tool in busybox fio mkfs.ext4 e2fsck; do
+    for tool in busybox fio mkfs.ext4 e2fsck dd; do
         sha256sum <"$(command -v "$tool")"
     done
 )
@@ -132,6 +132,10 @@ copy_program() {
 }
 copy_program mkfs.ext4 "$base"
 copy_program e2fsck "$base"
+# busybox's dd takes oflag=direct and writes through the page cache all the same; and its shell prefers
+# busybox's own programs to any of the same name.
+copy_program dd "$base"
+mv "$base/usr/bin/dd" "$base/usr/bin/gdd"
 copy_program fio "$work/fio"
 
 # Not compressed: under TCG unpacking costs more than copying, and the file never leaves this machine.

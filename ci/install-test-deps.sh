@@ -12,6 +12,7 @@ needed=(
     mkfs.ext4:e2fsprogs                # copied into the guest; e2fsck checks the image on the host
     strace:strace                      # shows that a flush reached the file
     dpkg-deb:dpkg                      # unpacks the guest's kernel
+    dd:coreutils                       # copied into the guest: writes past its page cache
     flock:util-linux                   # two test programs may ask for the same files at once
 )
 
