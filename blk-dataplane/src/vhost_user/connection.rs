@@ -19,7 +19,8 @@ const REFUSALS_LOGGED: u32 = 20;
 /// What is made of the `vhost` crate's errors: a refusal by the state machine has been answered
 /// where an answer was due, so the connection goes on, except where the message has no way to say
 /// no. Anything else means that the stream is at its end or cannot be trusted any more: the crate
-/// has not always read the message's body then.
+/// has not always read the message's body then. That goes for `SocketRetry` too: the crate retries
+/// headers itself, and by the time a body fails its header has been taken.
 pub(super) fn serve(device: &Device, stream: UnixStream) -> Result<(), StartError> {
     let memory = Arc::new(MemoryMap::empty());
     let plane = DataPlane::start(device, Arc::clone(&memory))?;
@@ -29,7 +30,7 @@ pub(super) fn serve(device: &Device, stream: UnixStream) -> Result<(), StartErro
     let mut refusals = 0u32;
     loop {
         match handler.handle_request() {
-            Ok(()) | Err(Error::SocketRetry(_)) => {}
+            Ok(()) => {}
             Err(Error::Disconnected) => break,
             Err(Error::ReqHandlerError(why)) => {
                 refusals = refusals.saturating_add(1);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use event_poll::EventNotifier;
 use hostmem::MemoryMap;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 
 use super::connection;
 use super::listener::{BindError, Listener};
@@ -68,7 +68,14 @@ impl Server {
     /// # Errors
     /// [`ServeError::NotASocket`].
     pub fn inherited(fd: OwnedFd, device: Device) -> Result<Self, ServeError> {
-        let listening = getsockopt(&fd, sockopt::AcceptConn).map_err(|_| ServeError::NotASocket)?;
+        let of = |_| ServeError::NotASocket;
+        let kind = getsockopt(&fd, sockopt::SockType).map_err(of)?;
+        // Fails for the addresses of any other family.
+        getsockname::<UnixAddr>(fd.as_raw_fd()).map_err(of)?;
+        if kind != SockType::Stream {
+            return Err(ServeError::NotASocket);
+        }
+        let listening = getsockopt(&fd, sockopt::AcceptConn).map_err(of)?;
         let endpoint = if listening {
             Endpoint::Listening(Listener::inherited(fd))
         } else {

@@ -5,8 +5,16 @@
 mod support;
 
 mod bounce;
+#[cfg(feature = "vhost-user")]
+mod descriptors;
 mod fairness;
 mod framing;
+#[cfg(feature = "vhost-user")]
+mod hostile_front_end;
 mod image;
+#[cfg(feature = "vhost-user")]
+mod listening;
+#[cfg(feature = "vhost-user")]
+mod protocol;
 mod requests;
 mod rings;

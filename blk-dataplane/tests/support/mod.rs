@@ -4,11 +4,14 @@
 //! Everything that waits has a deadline, so that a device that hangs fails the test.
 
 pub(crate) mod embedded;
-
+#[cfg(feature = "vhost-user")]
+pub(crate) mod front_end;
 pub(crate) mod queue;
 pub(crate) mod ram;
 pub(crate) mod request;
 pub(crate) mod scratch;
+#[cfg(feature = "vhost-user")]
+pub(crate) mod wire;
 
 use std::time::{Duration, Instant};
 
