@@ -14,6 +14,7 @@ mod hostile_front_end;
 mod image;
 #[cfg(feature = "vhost-user")]
 mod listening;
+mod model;
 #[cfg(feature = "vhost-user")]
 mod protocol;
 mod requests;
