@@ -21,8 +21,7 @@ pub(crate) struct Arguments {
 
     /// Create a sparse image of SIZE (like 512M, 1G) if there is none; an existing one is left as it
     /// is.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "blk_file",
-          conflicts_with = "read_only")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["null", "read_only"])]
     pub(crate) create: Option<u64>,
 
     /// Serve a device of SIZE that stores nothing: reads give zeroes, everything completes at once.
