@@ -27,6 +27,8 @@ pub type Counts = BTreeMap<libc::c_long, u64>;
 pub fn count(mut command: Command) -> Result<Counts, Error> {
     // SAFETY: PTRACE_TRACEME is one system call, allowed between fork and exec.
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(io::Error::from)) };
+    // A group of its own, so that its threads can be waited for, and no other child of this process.
+    command.process_group(0);
     let mut child = command.spawn()?;
     let main = Pid::from_raw(child.id().cast_signed());
     let counts = trace(main);
@@ -52,16 +54,12 @@ fn trace(main: Pid) -> Result<Counts, Error> {
     )?;
     ptrace::syscall(main, None)?;
 
+    let group = Pid::from_raw(-main.as_raw());
     let mut counts = Counts::new();
     // Whether each thread is inside a system call: stops come at entry and exit by turns.
     let mut inside: HashMap<Pid, bool> = HashMap::from([(main, false)]);
     loop {
-        // Threads of this child only: other children of this process are none of our business, but
-        // there is no other way to wait for a thread group.
-        let status = match inside.len() {
-            1 => waitpid(main, Some(WaitPidFlag::__WALL)),
-            _ => waitpid(None, Some(WaitPidFlag::__WALL)),
-        }?;
+        let status = waitpid(group, Some(WaitPidFlag::__WALL))?;
         let (pid, signal) = match status {
             WaitStatus::PtraceSyscall(pid) => {
                 let inside = inside.entry(pid).or_insert(false);
@@ -107,4 +105,30 @@ fn number(pid: Pid) -> Result<libc::c_long, Error> {
     // SAFETY: at an entry stop the kernel filled this variant.
     let number = unsafe { info.u.entry.nr };
     Ok(libc::c_long::try_from(number)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Stdio;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdout(Stdio::null());
+        command
+    }
+
+    #[test]
+    fn each_entry_counts_once() {
+        let writes = |script| count(shell(script)).unwrap().get(&libc::SYS_write).copied();
+        assert_eq!(writes(":"), None);
+        assert_eq!(writes("echo a; echo b; echo c"), Some(3));
+    }
+
+    #[test]
+    fn a_program_that_fails_is_an_error() {
+        assert!(count(shell("exit 3")).is_err());
+        assert!(count(shell("kill -TERM $$")).is_err());
+        assert!(count(Command::new("/nonexistent")).is_err());
+    }
 }
