@@ -372,3 +372,66 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         self.executor.set_durability(durability);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{bounded, unbounded};
+    use event_poll::EventNotifier;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use vring::driver::SplitLayout;
+    use vring::{QueueConfig, QueueSize, RingFeatures, SplitQueue};
+
+    use super::*;
+    use crate::device::{Backing, DeviceOptions};
+
+    type Memory = GuestMemoryMmap<()>;
+
+    fn queue_parts(memory: &Arc<Memory>, flush_negotiated: bool) -> Box<QueueParts<Memory>> {
+        let size = QueueSize::new(4).unwrap();
+        let config = QueueConfig {
+            size,
+            addresses: SplitLayout::new(GuestAddress(0), size).unwrap().addresses(),
+            features: RingFeatures::default(),
+            base: 0,
+        };
+        Box::new(QueueParts {
+            ring: SplitQueue::start(Arc::clone(memory), &config).unwrap(),
+            kick: EventNotifier::new().unwrap(),
+            call: None,
+            err: None,
+            enabled: true,
+            flush_negotiated,
+        })
+    }
+
+    #[test]
+    fn writes_are_write_through_while_any_running_queue_has_no_flush() {
+        let ranges = [(GuestAddress(0), 0x1000)];
+        let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
+        let device = Device::new(Backing::null(512), &DeviceOptions::default()).unwrap();
+        let (_commands, receiver) = unbounded();
+        let poll = EventPoll::new(EVENTS_MAX).unwrap();
+        let counters = Arc::new(Counters::default());
+        let map = Arc::clone(&memory);
+        let mut thread = DataThread::new(&device, map, poll, receiver, counters).unwrap();
+        let start = |thread: &mut DataThread<Memory>, index, flush| {
+            let (reply, started) = bounded(1);
+            let parts = queue_parts(&memory, flush);
+            thread.command(Command::StartQueue {
+                index,
+                parts,
+                reply,
+            });
+            assert!(started.recv().unwrap().is_ok());
+        };
+        start(&mut thread, 0, true);
+        assert_eq!(thread.executor.durability(), Durability::WriteBack);
+        start(&mut thread, 1, false);
+        assert_eq!(thread.executor.durability(), Durability::WriteThrough);
+        let (reply, stopped) = bounded(1);
+        thread.command(Command::StopQueue { index: 1, reply });
+        assert!(!thread.settle());
+        assert_eq!(stopped.recv(), Ok(Some(0)));
+        assert_eq!(thread.executor.durability(), Durability::WriteBack);
+    }
+}

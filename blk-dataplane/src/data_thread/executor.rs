@@ -132,6 +132,11 @@ impl<M: GuestMemoryBackend> Executor<M> {
         self.durability = durability;
     }
 
+    #[cfg(test)]
+    pub(super) fn durability(&self) -> Durability {
+        self.durability
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.slots.has_free()
     }
@@ -574,3 +579,6 @@ fn is_mapped<M: GuestMemoryBackend>(memory: &M, addr: GuestAddress) -> bool {
 fn to_usize(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,17 +11,25 @@ use crate::support::request::{Framing, OK, Request, Table};
 use crate::support::scratch::{Kind, Scratch, null_device};
 use crate::support::{DEADLINE, eventually};
 
+/// `VIRTQ_USED_F_NO_NOTIFY`
+const NO_NOTIFY: u16 = 1;
+
 /// A guest that answers each interrupt, on the data thread itself, by publishing again what has
 /// completed: its ring is never empty when the device looks.
 struct Refill {
     queue: Arc<Mutex<GuestQueue>>,
     served: Arc<AtomicU64>,
+    /// Interrupts at which the device still asked for kicks.
+    unsuppressed: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Notifier for Refill {
     fn notify(&self) -> std::io::Result<()> {
         let mut queue = self.queue.lock().unwrap();
+        if queue.driver.used_flags() & NO_NOTIFY == 0 {
+            self.unsuppressed.fetch_add(1, Ordering::Relaxed);
+        }
         let mut count = 0;
         while queue.poll().is_some() {
             count += 1;
@@ -40,7 +48,9 @@ impl Notifier for Refill {
 }
 
 struct Flood {
+    queue: Arc<Mutex<GuestQueue>>,
     served: Arc<AtomicU64>,
+    unsuppressed: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
@@ -61,9 +71,12 @@ fn flood(vmm: &mut Embedded, index: u16, depth: usize) -> Flood {
     let setup = setup(&queue, 0);
     let served = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
+    let queue = Arc::new(Mutex::new(queue));
+    let unsuppressed = Arc::new(AtomicU64::new(0));
     let call = Refill {
-        queue: Arc::new(Mutex::new(queue)),
+        queue: Arc::clone(&queue),
         served: Arc::clone(&served),
+        unsuppressed: Arc::clone(&unsuppressed),
         stop: Arc::clone(&stop),
     };
     let setup = QueueSetup {
@@ -71,7 +84,12 @@ fn flood(vmm: &mut Embedded, index: u16, depth: usize) -> Flood {
         ..setup
     };
     vmm.plane.start_queue(index, setup).unwrap();
-    Flood { served, stop }
+    Flood {
+        queue,
+        served,
+        unsuppressed,
+        stop,
+    }
 }
 
 #[test]
@@ -213,4 +231,16 @@ fn idle_device_sleeps() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     let after = vmm.plane.counters();
     assert!(after.sleeps <= before.sleeps + 1, "it wakes for nothing");
+}
+
+#[test]
+fn kicks_are_suppressed_while_work_keeps_coming_and_wanted_again_before_the_sleep() {
+    let mut vmm = Embedded::new(&null_device(1 << 20));
+    let flood = flood(&mut vmm, 0, 64);
+    eventually("the flood", || flood.served.load(Ordering::Relaxed) > 1000);
+    assert_eq!(flood.unsuppressed.load(Ordering::Relaxed), 0);
+    flood.stop.store(true, Ordering::Relaxed);
+    eventually("the device to want kicks", || {
+        flood.queue.lock().unwrap().driver.used_flags() & NO_NOTIFY == 0
+    });
 }

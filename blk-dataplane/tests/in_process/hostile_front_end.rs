@@ -88,7 +88,7 @@ fn r4_r5_r6_r8_ring_addresses_that_lead_nowhere_are_refused() {
     // Misaligned, or over the end of a region: refused here or when the ring is to start. (The
     // message layer ends the connection over a misaligned address.)
     let region = &queue.ram.regions[0];
-    let end = region.user + region.size;
+    let end = region.user() + region.size;
     for (bad, field) in [
         (good.desc_table_addr + 8, 0),
         (good.avail_ring_addr + 1, 1),

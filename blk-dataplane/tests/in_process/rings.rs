@@ -615,7 +615,7 @@ fn m13_memory_replaced_while_requests_are_in_flight() {
         }
         queue.publish();
         // The same files, mapped anew: what completes through the old map is seen through this.
-        let fresh = std::sync::Arc::new(vmm.ram.memory.as_ref().clone());
+        let fresh = vmm.ram.map_again();
         let addresses = queue.addresses;
         vmm.plane.update_memory(fresh, |_| Some(addresses)).unwrap();
         for done in queue.finish() {

@@ -95,7 +95,7 @@ pub(crate) fn region_info(region: &RamRegion) -> VhostUserMemoryRegionInfo {
     VhostUserMemoryRegionInfo {
         guest_phys_addr: region.guest,
         memory_size: region.size,
-        userspace_addr: region.user,
+        userspace_addr: region.user(),
         mmap_offset: region.offset,
         mmap_handle: region.file.as_raw_fd(),
     }

@@ -32,8 +32,6 @@ const BUFFER_SPACING: u64 = 16 * MIB;
 pub(crate) struct RamRegion {
     pub(crate) guest: u64,
     pub(crate) size: u64,
-    /// The front-end's address of it: unlike both the guest's and this process's.
-    pub(crate) user: u64,
     /// Where it starts in the file.
     pub(crate) offset: u64,
     pub(crate) file: Arc<File>,
@@ -45,41 +43,45 @@ pub(crate) struct GuestRam {
     pub(crate) regions: Vec<RamRegion>,
 }
 
+#[cfg(feature = "vhost-user")]
+impl RamRegion {
+    /// The front-end's address of it: unlike both the guest's and this process's, and in another
+    /// order.
+    pub(crate) fn user(&self) -> u64 {
+        0x5500_0000_0000 - 16 * self.guest
+    }
+}
+
+fn map(regions: &[RamRegion]) -> Memory {
+    let ranges = regions.iter().map(|region| {
+        let file = FileOffset::from_arc(Arc::clone(&region.file), region.offset);
+        let size = usize::try_from(region.size).unwrap();
+        (GuestAddress(region.guest), size, Some(file))
+    });
+    Memory::from_ranges_with_files(ranges.collect::<Vec<_>>()).unwrap()
+}
+
 impl GuestRam {
     pub(crate) fn new() -> Arc<Self> {
         let layout = [
-            (0, SEAM, 0x5500_0000_0000, 0),
-            (SEAM, LOW_END - SEAM, 0x1100_0000_0000, 0x3000),
-            (HIGH, HIGH_END - HIGH, 0x3300_0000_0000, 0),
+            (0, SEAM, 0),
+            (SEAM, LOW_END - SEAM, 0x3000),
+            (HIGH, HIGH_END - HIGH, 0),
         ];
         let regions: Vec<RamRegion> = layout
             .into_iter()
-            .map(|(guest, size, user, offset)| {
+            .map(|(guest, size, offset)| {
                 let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
                 file.set_len(offset + size).unwrap();
                 RamRegion {
                     guest,
                     size,
-                    user,
                     offset,
                     file: Arc::new(file),
                 }
             })
             .collect();
-        let ranges: Vec<_> = regions
-            .iter()
-            .map(|region| {
-                (
-                    GuestAddress(region.guest),
-                    usize::try_from(region.size).unwrap(),
-                    Some(FileOffset::from_arc(
-                        Arc::clone(&region.file),
-                        region.offset,
-                    )),
-                )
-            })
-            .collect();
-        let memory = Arc::new(Memory::from_ranges_with_files(ranges).unwrap());
+        let memory = Arc::new(map(&regions));
         let host = |addr| memory.get_host_address(GuestAddress(addr)).unwrap().addr();
         assert_ne!(
             host(SEAM - 1) + 1,
@@ -89,14 +91,20 @@ impl GuestRam {
         Arc::new(Self { memory, regions })
     }
 
+    /// The same memory at other addresses of this process.
+    pub(crate) fn map_again(&self) -> Arc<Memory> {
+        Arc::new(map(&self.regions))
+    }
+
     /// The front-end's address of a guest-physical one.
+    #[cfg(feature = "vhost-user")]
     pub(crate) fn user(&self, addr: GuestAddress) -> u64 {
         let region = self
             .regions
             .iter()
             .find(|region| (region.guest..region.guest + region.size).contains(&addr.0))
             .unwrap();
-        region.user + (addr.0 - region.guest)
+        region.user() + (addr.0 - region.guest)
     }
 
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) {
