@@ -13,5 +13,8 @@ pub(crate) fn init(verbose: u8) {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // A standard error that has gone must not become a panic on whichever thread had to say
+        // something.
+        .log_internal_errors(false)
         .init();
 }

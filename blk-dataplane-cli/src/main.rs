@@ -73,10 +73,16 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("blk-dataplane: {}", failure.message);
+            say(&format!("blk-dataplane: {}\n", failure.message));
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Writes to standard error. `eprintln!` would panic where nobody reads it any more.
+fn say(text: &str) {
+    // There is nobody left to tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -123,10 +129,11 @@ fn open_backing(arguments: &Arguments) -> Result<Backing, Failure> {
     if let Some(size) = arguments.create
         && Image::create_if_missing(path, size).map_err(|error| image_failure(&error))?
     {
-        eprintln!(
-            "blk-dataplane: created {} ({size} bytes, sparse)",
+        say(&format!(
+            "blk-dataplane: created {} ({size} bytes, sparse)
+",
             path.display()
-        );
+        ));
     }
     let options = ImageOptions {
         read_only: arguments.read_only,
@@ -134,10 +141,11 @@ fn open_backing(arguments: &Arguments) -> Result<Backing, Failure> {
     };
     let image = Image::open(path, &options).map_err(|error| image_failure(&error))?;
     if let Caching::Buffered(reason) = image.caching() {
-        eprintln!(
-            "blk-dataplane: {}: using the page cache: {reason}",
+        say(&format!(
+            "blk-dataplane: {}: using the page cache: {reason}
+",
             path.display()
-        );
+        ));
     }
     Ok(Backing::Image(image))
 }
@@ -225,7 +233,7 @@ fn announce(server: &Server, device: &Device) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     let ready = match server.path() {
         Some(path) => {
-            eprint!("{}", qemu_hint::attach(path, device));
+            say(&qemu_hint::attach(path, device));
             writeln!(stdout, "ready {}", path.display())
         }
         None => writeln!(stdout, "ready"),

@@ -427,3 +427,30 @@ fn s1_a_front_end_that_stalls_mid_message_does_not_keep_it_from_stopping() {
     assert!(running.wait().success());
     assert!(!Path::new(&directory.path().join("s")).exists());
 }
+
+/// A message of code 99, which no front-end sends, and one that asks for the features.
+const UNKNOWN: [u8; 12] = [99, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+const GET_FEATURES: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn standard_error_that_nobody_reads_any_more_is_no_reason_to_fail() {
+    use std::io::Write;
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = program(&directory);
+    command.args(["--null", "1M", "--socket-path", "s"]);
+    let (mut running, _) = Running::start(command);
+    drop(running.child.stderr.take());
+    let connect = || UnixStream::connect(directory.path().join("s")).unwrap();
+    let mut bad = connect();
+    bad.write_all(&UNKNOWN).unwrap();
+    assert_eq!(
+        bad.read(&mut [0; 16]).unwrap(),
+        0,
+        "closed, with a warning to nobody"
+    );
+    let mut good = connect();
+    good.write_all(&GET_FEATURES).unwrap();
+    good.read_exact(&mut [0; 20]).unwrap();
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.wait().code(), Some(0));
+}

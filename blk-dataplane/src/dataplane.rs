@@ -306,7 +306,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         Ok(self.ask(|reply| Command::SetKick { index, kick, reply })??)
     }
 
-    /// Replaces a running queue's call notifier, or takes it away for a polling guest.
+    /// Replaces a running queue's call notifier, or takes it away for a polling guest. The new one is
+    /// signalled at once, since a completion may have been announced where nobody listened any more.
+    /// The old one is out of use when this returns.
     ///
     /// # Errors
     /// [`QueueError::NoSuchQueue`], [`QueueError::NotRunning`], [`QueueError::Gone`].
@@ -316,7 +318,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         call: Option<Box<dyn Notifier>>,
     ) -> Result<(), QueueError> {
         self.check_running(index)?;
-        Ok(self.tell(Command::SetCall { index, call })?)
+        Ok(self.ask(|reply| Command::SetCall { index, call, reply })?)
     }
 
     /// Replaces a running queue's error notifier.
@@ -329,7 +331,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         err: Option<Box<dyn Notifier>>,
     ) -> Result<(), QueueError> {
         self.check_running(index)?;
-        Ok(self.tell(Command::SetErr { index, err })?)
+        Ok(self.ask(|reply| Command::SetErr { index, err, reply })?)
     }
 
     /// Replaces the memory map. `ring_addresses` says where each running ring lies in the new one;
@@ -406,6 +408,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             }
             Backing::Image(_) | Backing::Null { .. } => Ok(()),
         }
+    }
+
+    /// Whether the data thread runs. False only after a bug in this crate.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
     }
 
     fn end_thread(&mut self) -> Result<(), Gone> {

@@ -23,6 +23,7 @@
 
 mod backend;
 mod connection;
+mod handed;
 mod listener;
 mod server;
 mod vring_state;

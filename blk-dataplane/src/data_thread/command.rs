@@ -55,10 +55,12 @@ pub(crate) enum Command<M: GuestMemoryBackend> {
     SetCall {
         index: u16,
         call: Option<Box<dyn Notifier>>,
+        reply: Sender<()>,
     },
     SetErr {
         index: u16,
         err: Option<Box<dyn Notifier>>,
+        reply: Sender<()>,
     },
     /// A new memory map, and where each running ring lies in it.
     UpdateMemory {
@@ -108,15 +110,24 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             Command::SetKick { index, kick, reply } => {
                 let _ = reply.send(self.set_kick(index, kick));
             }
-            Command::SetCall { index, call } => {
+            Command::SetCall { index, call, reply } => {
+                let counters = Arc::clone(&self.counters);
                 if let Some(queue) = self.queue(index) {
                     queue.call = call;
+                    // Completions may have been announced to the old one, or to nobody, when the
+                    // front-end no longer listened there; a spurious interrupt is always allowed.
+                    queue.interrupt(&counters);
                 }
+                let _ = reply.send(());
             }
-            Command::SetErr { index, err } => {
+            Command::SetErr { index, err, reply } => {
                 if let Some(queue) = self.queue(index) {
                     queue.err = err;
+                    if queue.ring.fault().is_some() {
+                        queue.signal_error();
+                    }
                 }
+                let _ = reply.send(());
             }
             Command::UpdateMemory {
                 memory,
@@ -183,7 +194,10 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             let moved = queue
                 .ring
                 .set_memory(Arc::clone(memory), addresses.unwrap_or(NOWHERE));
-            if let Err(error) = moved {
+            // Not again for a ring that an earlier map has lost: a front-end may send many.
+            if let Err(error) = moved
+                && !matches!(error, vring::StartError::RingLost)
+            {
                 tracing::warn!(queue = index, %error, "the new memory map does not hold the ring");
             }
             queue.armed = false;

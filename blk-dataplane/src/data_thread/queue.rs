@@ -120,9 +120,14 @@ impl<M: GuestMemoryBackend> QueueState<M> {
             return;
         }
         self.ring.publish();
-        if self.ring.should_notify()
-            && let Some(call) = &self.call
-        {
+        if self.ring.should_notify() {
+            self.interrupt(counters);
+        }
+    }
+
+    /// Interrupts the guest, if there is a way to.
+    pub(super) fn interrupt(&self, counters: &Counters) {
+        if let Some(call) = &self.call {
             counters.notifications.add(1);
             if let Err(error) = call.notify() {
                 // A guest that cannot be interrupted still finds its completions in the ring.

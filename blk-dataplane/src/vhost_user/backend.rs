@@ -16,8 +16,9 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vm_memory::GuestAddress;
 
+use super::handed::{Handed, Listed};
 use super::vring_state::{FrontendAddresses, VringState};
-use crate::dataplane::{DataPlane, Gone, QueueSetup};
+use crate::dataplane::{DataPlane, Gone, QueueSetup, StopError};
 use crate::notifier::Notifier;
 
 /// Offered: each is served in full.
@@ -32,6 +33,8 @@ pub(super) struct Backend {
     plane: DataPlane<MemoryMap>,
     memory: Arc<MemoryMap>,
     vrings: Box<[VringState]>,
+    /// Call and err descriptors that the data thread has.
+    handed: Arc<Handed>,
     /// Negotiated feature bits.
     features: u64,
     /// A message that must be answered could not be: the connection is of no more use.
@@ -53,16 +56,20 @@ fn notifier(fd: File) -> Result<EventNotifier> {
     EventNotifier::from_fd(OwnedFd::from(fd)).map_err(refuse)
 }
 
-fn duplicate(of: Option<&EventNotifier>) -> Result<Option<Box<dyn Notifier>>> {
+fn duplicate(of: Option<&Listed>) -> Result<Option<Box<dyn Notifier>>> {
     let Some(of) = of else {
         return Ok(None);
     };
-    Ok(Some(Box::new(of.try_clone().map_err(refuse)?)))
+    Ok(Some(Box::new(of.notifier().try_clone().map_err(refuse)?)))
 }
 
 impl Backend {
     /// A device whose front-end has said nothing yet. `plane` has no queue and an empty memory map.
-    pub(super) fn new(plane: DataPlane<MemoryMap>, memory: Arc<MemoryMap>) -> Self {
+    pub(super) fn new(
+        plane: DataPlane<MemoryMap>,
+        memory: Arc<MemoryMap>,
+        handed: Arc<Handed>,
+    ) -> Self {
         let vrings = (0..plane.device().num_queues())
             .map(|_| VringState::default())
             .collect();
@@ -70,18 +77,31 @@ impl Backend {
             plane,
             memory,
             vrings,
+            handed,
             features: 0,
             must_close: false,
         }
     }
 
+    /// Whether the connection is of no more use.
     pub(super) fn must_close(&self) -> bool {
-        self.must_close
+        self.must_close || !self.plane.is_alive()
     }
 
-    /// The device, to be stopped.
-    pub(super) fn into_plane(self) -> DataPlane<MemoryMap> {
-        self.plane
+    /// Drains and stops the device.
+    pub(super) fn end(self) -> std::result::Result<(), StopError> {
+        let Self { plane, vrings, .. } = self;
+        let stopped = plane.stop();
+        // Listed until nobody writes to their descriptors any more.
+        drop(vrings);
+        stopped
+    }
+
+    fn listed(&self, fd: Option<File>) -> Result<Option<Listed>> {
+        let Some(fd) = fd else {
+            return Ok(None);
+        };
+        self.handed.list(notifier(fd)?).map(Some).map_err(refuse)
     }
 
     fn offered(&self) -> u64 {
@@ -301,7 +321,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let (index, _) = self.vring(u32::from(index))?;
-        let call = fd.map(notifier).transpose()?;
+        let call = self.listed(fd)?;
         if self.is_running(index) {
             self.plane
                 .set_call(index, duplicate(call.as_ref())?)
@@ -313,7 +333,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let (index, _) = self.vring(u32::from(index))?;
-        let err = fd.map(notifier).transpose()?;
+        let err = self.listed(fd)?;
         if self.is_running(index) {
             self.plane
                 .set_err(index, duplicate(err.as_ref())?)

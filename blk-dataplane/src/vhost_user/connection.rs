@@ -7,8 +7,9 @@ use hostmem::MemoryMap;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::backend::Backend;
+use super::handed::Handed;
 use crate::data_thread::StartError;
-use crate::dataplane::DataPlane;
+use crate::dataplane::{DataPlane, StopError};
 use crate::device::Device;
 
 /// Refused messages that are logged one by one; a front-end that sends more is noted once.
@@ -21,10 +22,14 @@ const REFUSALS_LOGGED: u32 = 20;
 /// no. Anything else means that the stream is at its end or cannot be trusted any more: the crate
 /// has not always read the message's body then. That goes for `SocketRetry` too: the crate retries
 /// headers itself, and by the time a body fails its header has been taken.
-pub(super) fn serve(device: &Device, stream: UnixStream) -> Result<(), StartError> {
+pub(super) fn serve(
+    device: &Device,
+    stream: UnixStream,
+    handed: Arc<Handed>,
+) -> Result<(), ConnectionError> {
     let memory = Arc::new(MemoryMap::empty());
     let plane = DataPlane::start(device, Arc::clone(&memory))?;
-    let backend = Arc::new(Mutex::new(Backend::new(plane, memory)));
+    let backend = Arc::new(Mutex::new(Backend::new(plane, memory, handed)));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&backend));
     tracing::info!("front-end connected");
     let mut refusals = 0u32;
@@ -57,10 +62,19 @@ pub(super) fn serve(device: &Device, stream: UnixStream) -> Result<(), StartErro
     drop(handler);
     if let Some(backend) = Arc::into_inner(backend) {
         let backend = backend.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = backend.into_plane().stop() {
-            tracing::error!(%error, "the device did not stop cleanly");
-        }
+        backend.end()?;
     }
     tracing::info!("front-end gone, device drained");
     Ok(())
+}
+
+/// How a connection can fail on our side.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    /// Nothing was served.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Everything was served, and not all of it may have reached the disk.
+    #[error(transparent)]
+    Stop(#[from] StopError),
 }

@@ -1,8 +1,9 @@
 //! What a front-end has said about one ring.
 
-use event_poll::EventNotifier;
 use hostmem::MemoryMap;
 use vring::RingAddresses;
+
+use super::handed::Listed;
 
 /// Ring addresses as the front-end gives them: in its own address space.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,6 @@ pub(super) struct VringState {
     pub(super) base: u16,
     pub(super) enabled: bool,
     /// Kept for a restart; the running queue has duplicates.
-    pub(super) call: Option<EventNotifier>,
-    pub(super) err: Option<EventNotifier>,
+    pub(super) call: Option<Listed>,
+    pub(super) err: Option<Listed>,
 }

@@ -7,12 +7,15 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use event_poll::EventNotifier;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost::VhostBackend;
 
+use crate::support::eventually;
 use crate::support::front_end::{FrontEnd, Served};
 use crate::support::queue::{BLK_FLUSH, FEATURES, GuestQueue, VERSION_1};
 use crate::support::ram::GuestRam;
-use crate::support::request::{OK, Request};
+use crate::support::request::{Framing, OK, Request};
 use crate::support::scratch::null_device;
 use crate::support::wire::{
     Answer, GET_FEATURES, GET_VRING_BASE, NEED_REPLY, PROTOCOL_FEATURES, REPLY, SET_FEATURES,
@@ -497,9 +500,9 @@ fn f4_call_without_a_descriptor_is_a_polling_guest_and_kick_without_one_is_refus
     assert!(wire.acknowledged(SET_VRING_CALL, &0x100u64.to_le_bytes(), &[]));
     assert!(!wire.acknowledged(SET_VRING_KICK, &0x100u64.to_le_bytes(), &[]));
     let request = Request::read(0, 512);
-    queue.add(&request, &crate::support::request::Framing::joined());
+    queue.add(&request, &Framing::joined());
     queue.publish();
-    crate::support::eventually("a completion", || queue.poll().is_some());
+    eventually("a completion", || queue.poll().is_some());
 }
 
 #[test]
@@ -611,4 +614,37 @@ fn m1_m3_m5_malformed_memory_tables_are_refused() {
         assert!(refused(&mut wire, SET_MEM_TABLE, &body, &[file.as_fd()]));
     }
     assert_serves(&served);
+}
+
+/// The open file description of a call descriptor is shared: the front-end makes it blocking and full
+/// after it was handed over, and the data thread sleeps in its write.
+#[test]
+fn n3_x3_blocking_full_call_descriptor_holds_up_neither_the_next_front_end_nor_the_end() {
+    let served = Served::new(null_device(1 << 20));
+    for last in [false, true] {
+        let ram = GuestRam::new();
+        let mut front = served.connect(&ram);
+        front.negotiate(FEATURES);
+        front.set_memory(&[0, 1, 2]);
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let call = EventFd::from_value_and_flags(0, flags).unwrap();
+        let mut queue = GuestQueue::new(&ram, 0, 16, FEATURES);
+        queue.call = EventNotifier::from_fd(call.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        front.start(&queue, 0);
+        // Emptied first, and that fails if it is empty.
+        let _ = call.read();
+        call.write(u64::MAX - 1).unwrap();
+        fcntl(&call, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        queue.add(&Request::read(0, 512), &Framing::joined());
+        queue.publish();
+        eventually("a completion", || queue.driver.used_idx() == 1);
+        if last {
+            // The end comes while it is connected.
+            served.until.notify().unwrap();
+            break;
+        }
+    }
+    let stopped = std::thread::spawn(move || served.stop());
+    eventually("the end", || stopped.is_finished());
+    stopped.join().unwrap().unwrap();
 }

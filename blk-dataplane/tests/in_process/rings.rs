@@ -655,3 +655,32 @@ fn m17_ring_that_the_new_memory_does_not_hold_stops_and_is_reported() {
     let mut again = vmm.queue(0, 16);
     assert_eq!(again.answer(&Request::read(0, 512)).0, Some(OK));
 }
+
+/// A front-end stops listening at the old descriptor before the device stops writing to it.
+#[test]
+fn n4_new_call_notifier_hears_of_what_completed_before_it_came() {
+    let (mut vmm, mut queue) = single(&null_device(1 << 20));
+    queue.answer(&Request::read(0, 512));
+    vmm.plane.drain().unwrap();
+    queue.call.test_and_clear().unwrap();
+    vmm.plane.set_call(0, None).unwrap();
+    queue.driver.enable_interrupts();
+    let request = Request::read(0, 512);
+    queue.add(&request, &Framing::joined());
+    queue.publish();
+    eventually("a completion", || queue.driver.used_idx() == 2);
+    vmm.plane.drain().unwrap();
+    let call = Box::new(queue.call.try_clone().unwrap());
+    vmm.plane.set_call(0, Some(call)).unwrap();
+    vmm.plane.drain().unwrap();
+    // The guest sleeps until an interrupt: not even later completions bring one, as used_event
+    // has been passed already.
+    queue.add(&request, &Framing::joined());
+    queue.publish();
+    eventually("a completion", || queue.driver.used_idx() == 3);
+    vmm.plane.drain().unwrap();
+    assert!(
+        queue.call.test_and_clear().unwrap(),
+        "guest sleeps for ever"
+    );
+}
