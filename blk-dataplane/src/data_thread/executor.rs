@@ -25,6 +25,12 @@ use crate::request::{self, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status
 /// out of a host-wide 65536, and the rings hold the rest.
 const IN_FLIGHT_MAX: u16 = 256;
 
+/// Bytes in flight per data thread at which no more is fetched; one request may go past it, so that
+/// any size is served. Enough for a disk's whole queue, while stopping and draining, and a turn in
+/// which the kernel copies through the page cache at once, stay bounded (a guest can point a request
+/// of 4 GiB at a few pages).
+const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+
 /// Iovecs in one operation: merging stops here. Half of Linux's own limit (`UIO_MAXIOV`, 1024).
 const OPERATION_SEGMENTS_MAX: u16 = 512;
 const _: () = assert!(MAX_SEGMENTS_PER_REQUEST <= OPERATION_SEGMENTS_MAX as usize);
@@ -67,6 +73,8 @@ pub(super) struct Finished {
 pub(super) struct Executor<M> {
     ioq: IoQueue<Owner<M>>,
     slots: Slots<M>,
+    /// Data of all requests in flight.
+    bytes_in_flight: u64,
     buffers: GuestBuffers<M>,
     merger: Merger,
     flushes: FlushTracker<SlotId>,
@@ -104,6 +112,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         Ok(Self {
             ioq,
             slots: Slots::new(IN_FLIGHT_MAX),
+            bytes_in_flight: 0,
             buffers: GuestBuffers::new(capacity, alignment),
             merger: Merger::new(
                 capacity,
@@ -138,7 +147,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.slots.has_free()
+        self.slots.has_free() && self.bytes_in_flight < IN_FLIGHT_BYTES_MAX
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -204,6 +213,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         match self.buffers.fill(slot, memory, segments, bytes) {
             Ok(count) => {
+                self.bytes_in_flight += len;
                 let work = self.work_of(transfer);
                 let request = Request::new(queue, head, status, memory, writable_data);
                 self.slots.fill(
@@ -211,6 +221,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                     Request {
                         work,
                         offset,
+                        len,
                         ..request
                     },
                 );
@@ -245,6 +256,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 lane.slot = Some(slot);
                 lane.transfer = transfer;
                 (lane.offset, lane.len, lane.done) = (offset, len, 0);
+                self.bytes_in_flight += len;
                 let work = self.work_of(transfer);
                 let request = Request::new(queue, head, status, memory, writable_data);
                 self.slots.fill(
@@ -252,6 +264,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                     Request {
                         work,
                         offset,
+                        len,
                         ..request
                     },
                 );
@@ -395,6 +408,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 return;
             };
             next = request.next;
+            self.bytes_in_flight -= request.len;
             if let Work::Write(epoch) = request.work {
                 self.flushes.write_finished(epoch);
             }

@@ -43,6 +43,8 @@ pub(super) struct Request<M> {
     pub(super) work: Work,
     /// Byte offset in the image.
     pub(super) offset: u64,
+    /// Bytes of data.
+    pub(super) len: u64,
     /// Where the status byte goes, in the map that was in force when it was popped.
     pub(super) status: GuestAddress,
     pub(super) memory: MemoryRef<M>,
@@ -53,7 +55,7 @@ pub(super) struct Request<M> {
 }
 
 impl<M> Request<M> {
-    /// A flush, unless `work` and `offset` are set to something else.
+    /// A flush, unless `work`, `offset` and `len` are set to something else.
     pub(super) fn new(
         queue: u16,
         head: Head,
@@ -62,12 +64,13 @@ impl<M> Request<M> {
         writable_data: u64,
     ) -> Self {
         let memory = memory.clone();
-        let (work, offset, next) = (Work::Flush, 0, None);
+        let (work, offset, len, next) = (Work::Flush, 0, 0, None);
         Self {
             queue,
             head,
             work,
             offset,
+            len,
             status,
             memory,
             writable_data,

@@ -5,8 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use blk_dataplane::{Backing, Device, DeviceOptions, Notifier, QueueSetup};
 
+use vring::driver::{F_INDIRECT, F_NEXT, F_WRITE};
+
 use crate::support::embedded::{Embedded, setup, single};
 use crate::support::queue::{EVENT_IDX, FEATURES, GuestQueue};
+use crate::support::ram::HIGH;
 use crate::support::request::{Framing, OK, Request, Table};
 use crate::support::scratch::{Kind, Scratch, null_device};
 use crate::support::{DEADLINE, eventually};
@@ -243,4 +246,49 @@ fn kicks_are_suppressed_while_work_keeps_coming_and_wanted_again_before_the_slee
     eventually("the device to want kicks", || {
         flood.queue.lock().unwrap().driver.used_flags() & NO_NOTIFY == 0
     });
+}
+
+/// A guest points long requests at the same few MiB: what they cost has nothing to do with its memory.
+#[test]
+fn z4_huge_requests_of_one_queue_come_one_a_turn() {
+    const HUGE: u16 = 8;
+    /// Parts of 16 MiB, all at the same place: 96 MiB a request, past the budget of 64.
+    const PARTS: u16 = 6;
+    let mut vmm = Embedded::new(&null_device(8 << 30));
+    let mut flood = vmm.queue(0, 128);
+    let mut other = vmm.queue(1, 16);
+    vmm.plane.pause().unwrap();
+
+    let header = flood.arena.take(48, 16, 0);
+    flood.ram.write(header, &[0; 16]);
+    let mut table = Vec::new();
+    let mut entry = |addr: u64, len: u32, flags: u16| {
+        let next = u16::try_from(table.len() / 16 + 1).unwrap();
+        table.extend_from_slice(&addr.to_le_bytes());
+        table.extend_from_slice(&len.to_le_bytes());
+        table.extend_from_slice(&flags.to_le_bytes());
+        table.extend_from_slice(&next.to_le_bytes());
+    };
+    entry(header, 16, F_NEXT);
+    for _ in 0..PARTS {
+        entry(HIGH + (32 << 20), 16 << 20, F_NEXT | F_WRITE);
+    }
+    entry(header + 32, 1, F_WRITE);
+    let at = flood.arena.take(table.len(), 16, 0);
+    flood.ram.write(at, &table);
+    for head in 0..HUGE {
+        let len = u32::try_from(table.len()).unwrap();
+        flood.driver.write_desc(head, at, len, F_INDIRECT, 0);
+        flood.driver.offer(head);
+    }
+    flood.publish();
+    other.add(&Request::read(0, 512), &Framing::joined());
+    other.publish();
+
+    vmm.plane.resume().unwrap();
+    eventually("the small request", || other.driver.used_idx() == 1);
+    let served = flood.driver.used_idx();
+    assert!(served < HUGE, "it waited for all {served} of them");
+    eventually("the huge ones", || flood.driver.used_idx() == HUGE);
+    assert_eq!(flood.driver.used_entry(0).1, (96 << 20) + 1);
 }
