@@ -6,7 +6,7 @@ mod probe;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -281,12 +281,24 @@ fn open_direct(
     };
     let file = open_file(path, read_only, libc::O_DIRECT)
         .map_err(|error| BufferedReason::OpenFailed(error.to_string()))?;
-    let alignment = known
-        .or_else(|| probe::probe_dio_alignment(&file))
-        .ok_or(BufferedReason::Refused)?;
+    // The path was opened twice: size and kind were taken from the first.
+    let identity = |file: &File| file.metadata().map(|m| (m.dev(), m.ino()));
+    match (identity(&file), identity(buffered)) {
+        (Ok(direct), Ok(buffered)) if direct == buffered => {}
+        _ => {
+            let error = "the file was replaced meanwhile".to_owned();
+            return Err(BufferedReason::OpenFailed(error));
+        }
+    }
+    let alignment = match known {
+        Some(alignment) => alignment,
+        None => probe::disk_alignment(&file)
+            .map_err(|error| BufferedReason::OpenFailed(error.to_string()))?,
+    };
     let offset = alignment.offset;
-    if !offset.is_power_of_two() || offset > BLOCK_SIZE_MAX || !alignment.memory.is_power_of_two() {
-        return Err(BufferedReason::Alignment(offset));
+    let usable = |bytes: u32| bytes.is_power_of_two() && bytes <= BLOCK_SIZE_MAX;
+    if !usable(offset) || !usable(alignment.memory) {
+        return Err(BufferedReason::Alignment(offset.max(alignment.memory)));
     }
     Ok((file, alignment))
 }

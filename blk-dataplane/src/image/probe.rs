@@ -1,13 +1,14 @@
 //! What the host says about an open file: size, block size, direct I/O alignment.
 
-// UNSAFETY: statx(2), the block ioctls and a pread(2) into an aligned buffer have no safe wrapper
-// in the crates this project already uses.
+// UNSAFETY: statx(2) and the block ioctls have no safe wrapper in the crates this project already
+// uses.
 #![expect(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
 nix::ioctl_read_bad!(blkgetsize64, BLKGETSIZE64, u64);
 nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), libc::c_int);
@@ -79,36 +80,22 @@ pub(super) fn dio_alignment(file: &File) -> DioAnswer {
     }
 }
 
-/// The largest alignment tried: no Linux block device has larger logical blocks.
-const PROBE_MAX: usize = 4096;
-
-/// Finds by trial reads which alignment a file opened with `O_DIRECT` takes, for file systems that
-/// do not say. `None` where not even page-aligned reads are taken.
-pub(super) fn probe_dio_alignment(file: &File) -> Option<DioAlignment> {
-    const CANDIDATES: [usize; 4] = [512, 1024, 2048, PROBE_MAX];
-    let buffer = vec![0u8; 3 * PROBE_MAX];
-    let slack = buffer.as_ptr().align_offset(PROBE_MAX);
-    let read_at = |memory_offset: usize, len: usize| -> bool {
-        debug_assert!(slack + memory_offset + len <= buffer.len());
-        // SAFETY: the destination lies inside `buffer`, which lives until after the call; nobody
-        // reads what is written there.
-        let rc = unsafe {
-            libc::pread(
-                file.as_raw_fd(),
-                buffer.as_ptr().add(slack + memory_offset).cast_mut().cast(),
-                len,
-                libc::off_t::try_from(len).unwrap_or(0),
-            )
-        };
-        rc >= 0
-    };
-    let offset = CANDIDATES.into_iter().find(|&len| read_at(0, len))?;
-    let memory = CANDIDATES
-        .into_iter()
-        .find(|&memory| read_at(memory % PROBE_MAX, offset))
-        .unwrap_or(PROBE_MAX);
-    Some(DioAlignment {
-        memory: u32::try_from(memory).ok()?,
-        offset: u32::try_from(offset).ok()?,
+/// Alignment for a file whose file system does not tell: that of the disk under it.
+///
+/// Trial reads would not do: holes and everything past the end take any alignment, and a new image is
+/// all hole. A file system without a disk of its own (tmpfs, network, FUSE) copies or has no demands
+/// beyond a sector.
+pub(super) fn disk_alignment(file: &File) -> io::Result<DioAlignment> {
+    let device = file.metadata()?.dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    // A partition has no queue of its own: its disk's is one level up.
+    let block_size = ["queue", "../queue"].into_iter().find_map(|queue| {
+        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/logical_block_size");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    });
+    let bytes = block_size.unwrap_or(512);
+    Ok(DioAlignment {
+        memory: bytes,
+        offset: bytes,
     })
 }

@@ -1,7 +1,7 @@
 //! The listening socket: made so that only owner and group can connect, and never in the place of
 //! anything but a dead socket.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
@@ -86,6 +87,7 @@ impl Listener {
             path: path.to_owned(),
             source: errno.into(),
         };
+        let _one_at_a_time = lock_directory(path)?;
         remove_stale(path, &address)?;
         let fd = stream_socket().map_err(host)?;
         // Linux gives the file the socket's own mode, less the umask: there is no moment at which
@@ -126,6 +128,31 @@ impl Listener {
     pub(super) fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(|file| file.path.as_path())
     }
+}
+
+/// Tries at the directory's lock, 10 ms apart: a start takes well under that.
+const LOCK_TRIES: u32 = 100;
+
+/// Holds off others that start in the same directory: between `bind` and `listen` a socket looks
+/// dead, and would be removed. A lock on the directory leaves no file behind. Whoever may read the
+/// directory can hold it, so after a while it goes without.
+fn lock_directory(path: &Path) -> Result<Option<Flock<File>>, BindError> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut directory = File::open(directory).map_err(|source| BindError::Host {
+        path: path.to_owned(),
+        source,
+    })?;
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((back, _)) => directory = back,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(None)
 }
 
 fn stream_socket() -> nix::Result<OwnedFd> {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use blk_dataplane::{DataPlane, Device, Notifier, QueueSetup};
 
+use super::Watchdog;
 use super::queue::{FEATURES, GuestQueue};
 use super::ram::{GuestRam, Memory};
 
 pub(crate) struct Embedded {
     pub(crate) plane: DataPlane<Memory>,
     pub(crate) ram: Arc<GuestRam>,
+    /// Dropped after the device, whose end it watches too.
+    _watchdog: Watchdog,
 }
 
 /// What starts `queue` as it is, from `base`.
@@ -32,7 +35,11 @@ impl Embedded {
     pub(crate) fn new(device: &Device) -> Self {
         let ram = GuestRam::new();
         let plane = DataPlane::start(device, Arc::clone(&ram.memory)).unwrap();
-        Self { plane, ram }
+        Self {
+            plane,
+            ram,
+            _watchdog: Watchdog::start(),
+        }
     }
 
     /// A queue of the guest, not started.

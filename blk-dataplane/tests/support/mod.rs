@@ -13,11 +13,34 @@ pub(crate) mod scratch;
 #[cfg(feature = "vhost-user")]
 pub(crate) mod wire;
 
+use std::io::Write;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before it counts as hung. Far above what the slowest step needs on a
 /// loaded machine; nothing passes or fails by being faster.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Ends the whole run, with the test's name, if it is still there after three deadlines: for what
+/// cannot be waited for with one, such as a call into a device that hangs.
+pub(crate) struct Watchdog {
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    pub(crate) fn start() -> Self {
+        let (alive, gone) = channel();
+        let test = std::thread::current().name().map(str::to_owned);
+        std::thread::spawn(move || {
+            if gone.recv_timeout(3 * DEADLINE) == Err(RecvTimeoutError::Timeout) {
+                // Not `eprintln!`: that goes into the test's captured output, which is lost here.
+                let _ = writeln!(std::io::stderr(), "{test:?} hangs");
+                std::process::abort();
+            }
+        });
+        Self { _alive: alive }
+    }
+}
 
 /// Looks until `condition` holds; panics with `what` at the deadline.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
