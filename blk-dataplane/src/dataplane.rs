@@ -411,6 +411,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     }
 
     /// Whether the data thread runs. False only after a bug in this crate.
+    #[cfg(feature = "vhost-user")]
     pub(crate) fn is_alive(&self) -> bool {
         self.thread
             .as_ref()

@@ -1,6 +1,9 @@
 //! The image underneath: its size, its end, what flush and merging make of it.
 
-use blk_dataplane::{Backing, Device, Image, ImageError, ImageOptions};
+use std::path::Path;
+use std::process::Command;
+
+use blk_dataplane::{Backing, Caching, Device, DeviceOptions, Image, ImageError, ImageOptions};
 
 use crate::support::embedded::{Embedded, single};
 use crate::support::pattern;
@@ -301,4 +304,57 @@ fn device_of_a_cloned_description_serves_the_same_image() {
     }
     let (_vmm, mut queue) = single(&device);
     assert!(queue.run(&Request::read(0, 4096)).data == data);
+}
+
+/// A loop device with blocks of `block_size`, detached when dropped. Needs root and losetup.
+struct Loop(String);
+
+impl Loop {
+    fn new(file: &Path, block_size: u32) -> Self {
+        let output = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", &block_size.to_string()])
+            .arg(file)
+            .output()
+            .expect("this test needs losetup (Debian: mount)");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success(),
+            "this test needs root for losetup: {said}"
+        );
+        Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn block_device_is_served_in_its_own_blocks() {
+    for block_size in [512u32, 4096] {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        file.as_file().set_len(4 << 20).unwrap();
+        let disk = Loop::new(file.path(), block_size);
+        let image = Image::open(disk.0.as_ref(), &ImageOptions::default()).unwrap();
+        assert_eq!(image.capacity(), 4 << 20, "from BLKGETSIZE64");
+        assert_eq!(image.block_size(), block_size);
+        assert_eq!(image.caching(), &Caching::Direct);
+        let device = Device::new(Backing::Image(image), &DeviceOptions::default()).unwrap();
+        let told = device.config_space().read(20, 4).unwrap();
+        assert_eq!(told, block_size.to_le_bytes(), "blk_size");
+
+        let (_vmm, mut queue) = single(&device);
+        let data = pattern(7, 8192);
+        assert_eq!(queue.answer(&Request::write(16, &data)), (Some(OK), 1));
+        assert_eq!(queue.answer(&Request::flush()), (Some(OK), 1));
+        assert_eq!(
+            &std::fs::read(file.path()).unwrap()[16 * 512..][..8192],
+            data
+        );
+        // Half a block of 4096 would be a read-modify-write.
+        let half = queue.answer(&Request::write(1, &data[..512])).0;
+        assert_eq!(half == Some(OK), block_size == 512);
+    }
 }
