@@ -1,0 +1,116 @@
+//! A descriptor chain by the letter of virtio 1.3 §2.7.5, over plain bytes.
+
+use vring::ChainFault;
+
+use crate::naive_memory::NaiveMemory;
+
+/// Entries an indirect table may have (hostile-inputs D20).
+const TABLE_ENTRIES_MAX: u32 = 1024;
+
+/// One buffer of a chain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Buffer {
+    pub(crate) addr: u64,
+    pub(crate) len: u32,
+    pub(crate) writable: bool,
+}
+
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    next: Option<u16>,
+    writable: bool,
+    indirect: bool,
+}
+
+fn descriptor(memory: &NaiveMemory, table: u64, index: u16) -> Descriptor {
+    let at = table + 16 * u64::from(index);
+    let missing = "the table is mapped";
+    let flags = memory.word(at + 12);
+    Descriptor {
+        addr: u64::from_le_bytes(memory.read(at).expect(missing)),
+        len: u32::from_le_bytes(memory.read(at + 8).expect(missing)),
+        next: (flags & 1 != 0).then(|| memory.word(at + 14)),
+        writable: flags & 2 != 0,
+        indirect: flags & 4 != 0,
+    }
+}
+
+/// The buffers of the chain at `head`, empty ones left out, or the first fault in its order.
+pub(crate) fn walk(
+    memory: &NaiveMemory,
+    table: u64,
+    size: u16,
+    indirect_desc: bool,
+    head: u16,
+) -> Result<Vec<Buffer>, ChainFault> {
+    let mut buffers = Vec::new();
+    let mut total = 0;
+    let mut visited = 0;
+    let (mut table, mut limit, mut nested) = (table, size, false);
+    let mut index = head;
+    loop {
+        if visited == limit {
+            return Err(ChainFault::TooManyDescriptors { limit });
+        }
+        visited += 1;
+        let found = descriptor(memory, table, index);
+        if found.indirect {
+            if nested {
+                return Err(ChainFault::IndirectNested);
+            }
+            if !indirect_desc {
+                return Err(ChainFault::IndirectNotNegotiated);
+            }
+            if found.next.is_some() {
+                return Err(ChainFault::IndirectAndNext);
+            }
+            (table, limit) = indirect_table(memory, found.addr, found.len)?;
+            (nested, visited, index) = (true, 0, 0);
+            continue;
+        }
+        let buffer = Buffer {
+            addr: found.addr,
+            len: found.len,
+            writable: found.writable,
+        };
+        if buffer.len > 0 {
+            append(&mut buffers, &mut total, buffer)?;
+        }
+        match found.next {
+            None => return Ok(buffers),
+            Some(next) if next >= limit => return Err(ChainFault::NextOutOfRange { next, limit }),
+            Some(next) => index = next,
+        }
+    }
+}
+
+fn indirect_table(memory: &NaiveMemory, address: u64, len: u32) -> Result<(u64, u16), ChainFault> {
+    if len == 0 || !len.is_multiple_of(16) {
+        return Err(ChainFault::IndirectTableLength { len });
+    }
+    let entries = len / 16;
+    if entries > TABLE_ENTRIES_MAX {
+        return Err(ChainFault::IndirectTableTooLong { entries });
+    }
+    if !memory.is_mapped(address, u64::from(len)) {
+        return Err(ChainFault::IndirectTableUnmapped { address, len });
+    }
+    Ok((address, u16::try_from(entries).expect("checked above")))
+}
+
+fn append(buffers: &mut Vec<Buffer>, total: &mut u64, buffer: Buffer) -> Result<(), ChainFault> {
+    let Buffer { addr, len, .. } = buffer;
+    if u128::from(addr) + u128::from(len) >= 1 << 64 {
+        return Err(ChainFault::BufferOverflow { address: addr, len });
+    }
+    *total += u64::from(len);
+    if *total > 1 << 32 {
+        return Err(ChainFault::TooManyBytes);
+    }
+    if !buffer.writable && buffers.last().is_some_and(|last| last.writable) {
+        return Err(ChainFault::ReadableAfterWritable);
+    }
+    buffers.push(buffer);
+    Ok(())
+}
