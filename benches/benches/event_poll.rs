@@ -38,7 +38,7 @@ impl Side {
     }
 }
 
-/// Wait with epoll, clear, notify: four system calls a side and half a trip.
+/// Wait with epoll, clear, notify: three system calls on each side.
 fn event_poll(trips: u64) -> Result<Duration, Error> {
     let (here, there) = (EventNotifier::new()?, EventNotifier::new()?);
     let mut local = Side::new(&here, &there)?;
@@ -67,7 +67,7 @@ fn event_poll(trips: u64) -> Result<Duration, Error> {
     })
 }
 
-/// Blocking reads and writes: the floor, for a thread that waits for one thing only.
+/// Blocking reads and writes, two system calls on each side: the floor, for a thread that waits for one thing only.
 fn eventfds(trips: u64) -> Result<Duration, Error> {
     let (here, there) = (EventFd::new()?, EventFd::new()?);
     thread::scope(|scope| {
