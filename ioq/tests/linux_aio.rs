@@ -242,15 +242,16 @@ fn i7_file_truncated_meanwhile_ends_reads_with_an_error() {
 fn i3_file_size_limit_fails_the_write_with_its_errno() {
     // A process of its own: the limit and the ignored signal are the process's.
     if std::env::var_os("IOQ_FILE_SIZE_LIMIT").is_none() {
-        let status = Command::new(std::env::current_exe().unwrap())
+        // Its output through a pipe: the limit holds for a log file as well.
+        let output = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "i3_file_size_limit_fails_the_write_with_its_errno",
             ])
             .env("IOQ_FILE_SIZE_LIMIT", "1")
-            .status()
+            .output()
             .unwrap();
-        assert!(status.success());
+        assert!(output.status.success(), "{output:?}");
         return;
     }
     let file = Arc::new(tempfile::tempfile_in(DIRECTORIES[0]).unwrap());
