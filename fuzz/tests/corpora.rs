@@ -1,12 +1,17 @@
 //! Every committed input still agrees with its oracle: with any compiler, and without the fuzzer.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use arbitrary::{Arbitrary, Unstructured};
 use blk_dataplane_fuzz::{blk_request, iosched, mem_table, vring_split};
 
+/// One target at a time: `mem_table` counts the process's descriptors.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Runs all inputs of a target; each is named before it is run, for the one that fails.
 fn replay<I: for<'a> Arbitrary<'a>>(target: &str, run: fn(I)) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(target);
