@@ -101,10 +101,9 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             },
             Command::EnableQueue { index, enabled } => {
                 if let Some(queue) = self.queue(index) {
+                    // The pass that follows looks at the ring without waiting for a kick: one that
+                    // came while the queue was disabled is not repeated (peers.md lesson 1).
                     queue.enabled = enabled;
-                    // Look at the ring without waiting for a kick: one that came while the queue
-                    // was disabled is not repeated (peers.md lesson 1).
-                    queue.armed = false;
                 }
             }
             Command::SetKick { index, kick, reply } => {
@@ -141,7 +140,6 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             Command::Pause { reply } => self.drain(reply, AfterDrain::StayPaused),
             Command::Resume => {
                 self.paused = false;
-                self.look_at_every_ring();
             }
             Command::Exit { reply } => self.drain(reply, AfterDrain::Exit),
         }
@@ -177,8 +175,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         if added.is_ok() {
             self.unwatch(&mut queue);
             queue.kick = Some(kick);
-            // A kick sent to the old descriptor and not yet seen is made good by looking.
-            queue.armed = false;
+            // A kick sent to the old descriptor and not yet seen: the pass that follows looks.
         }
         self.queues[usize::from(index)] = Some(queue);
         added
@@ -200,6 +197,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             {
                 tracing::warn!(queue = index, %error, "the new memory map does not hold the ring");
             }
+            // Where the ring is now, kicks have not been asked for.
             queue.armed = false;
         }
         // What is in flight holds the map it was translated through.
@@ -207,12 +205,5 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     fn drain(&mut self, reply: Sender<()>, then: AfterDrain) {
         self.drains.push(Drain { reply, then });
-        self.look_at_every_ring();
-    }
-
-    fn look_at_every_ring(&mut self) {
-        for queue in self.queues.iter_mut().flatten() {
-            queue.armed = false;
-        }
     }
 }

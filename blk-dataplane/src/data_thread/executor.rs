@@ -211,68 +211,56 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 (chain.readable(), start..start + len, Op::Write)
             }
         };
-        match self.buffers.fill(slot, memory, segments, bytes) {
-            Ok(count) => {
-                self.bytes_in_flight += len;
-                let work = self.work_of(transfer);
-                let request = Request::new(queue, head, status, memory, writable_data);
-                self.slots.fill(
-                    slot,
-                    Request {
-                        work,
-                        offset,
-                        len,
-                        ..request
-                    },
-                );
-                let request = iosched::Request {
-                    op,
-                    offset,
-                    len,
-                    // At most MAX_SEGMENTS_PER_REQUEST.
-                    segments: u32::try_from(count).unwrap_or(u32::MAX),
-                    tag: slot.tag(),
-                };
-                if let Err(full) = self.merger.plug(request) {
-                    debug_assert!(
-                        false,
-                        "the merger holds as many as there are slots: {full:?}"
-                    );
-                    self.submit_plugged();
-                    let _ = self.merger.plug(request);
-                }
-                Started::InFlight
-            }
+        let in_place = match self.buffers.fill(slot, memory, segments, bytes) {
+            Ok(count) => Some(count),
             Err(NotInPlace::Unmapped) => {
                 self.slots.unclaim(slot);
-                self.bad_chain(head)
+                return self.bad_chain(head);
             }
-            Err(NotInPlace::Bounce) => {
-                let Some(lane) = self.bounce.free_lane() else {
-                    self.slots.unclaim(slot);
-                    return Started::NoRoom(head);
-                };
-                std::mem::swap(&mut lane.chain, chain);
-                lane.slot = Some(slot);
-                lane.transfer = transfer;
-                (lane.offset, lane.len, lane.done) = (offset, len, 0);
-                self.bytes_in_flight += len;
-                let work = self.work_of(transfer);
-                let request = Request::new(queue, head, status, memory, writable_data);
-                self.slots.fill(
-                    slot,
-                    Request {
-                        work,
-                        offset,
-                        len,
-                        ..request
-                    },
+            Err(NotInPlace::Bounce) if self.bounce.free_lane().is_none() => {
+                self.slots.unclaim(slot);
+                return Started::NoRoom(head);
+            }
+            Err(NotInPlace::Bounce) => None,
+        };
+        self.bytes_in_flight += len;
+        let work = self.work_of(transfer);
+        let request = Request::new(queue, head, status, memory, writable_data);
+        self.slots.fill(
+            slot,
+            Request {
+                work,
+                offset,
+                len,
+                ..request
+            },
+        );
+        if let Some(count) = in_place {
+            let plugged = self.merger.plug(iosched::Request {
+                op,
+                offset,
+                len,
+                // At most MAX_SEGMENTS_PER_REQUEST.
+                segments: u32::try_from(count).unwrap_or(u32::MAX),
+                tag: slot.tag(),
+            });
+            if let Err(full) = plugged {
+                debug_assert!(
+                    false,
+                    "the merger holds as many as there are slots: {full:?}"
                 );
-                self.counters.bounced.add(1);
-                self.bounce_round(slot);
-                Started::InFlight
+                self.submit_plugged();
+                let _ = self.merger.plug(full.0);
             }
+        } else if let Some(lane) = self.bounce.free_lane() {
+            std::mem::swap(&mut lane.chain, chain);
+            lane.slot = Some(slot);
+            lane.transfer = transfer;
+            (lane.offset, lane.len, lane.done) = (offset, len, 0);
+            self.counters.bounced.add(1);
+            self.bounce_round(slot);
         }
+        Started::InFlight
     }
 
     fn work_of(&mut self, transfer: Transfer) -> Work {
