@@ -254,9 +254,11 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     /// Decides whether the driver is to be interrupted, once for everything published since the
     /// last decision.
     ///
-    /// With `VIRTIO_F_EVENT_IDX`: if the published index passed `used_event`; the first decision
-    /// after a start is yes, since nobody knows what the driver has been told before. Without:
-    /// unless `avail.flags` has `NO_INTERRUPT` set, or nothing was published.
+    /// No if nothing was published since the last decision. The first decision after a start is
+    /// made as if something had been, since nobody knows what the driver has been told before: an
+    /// interrupt too many does no harm. Otherwise, with `VIRTIO_F_EVENT_IDX`: yes if the published
+    /// index passed `used_event`, and always the first time. Without: yes unless `avail.flags` has
+    /// `NO_INTERRUPT` set.
     #[inline]
     pub fn should_notify(&mut self) -> bool {
         if self.lost {
