@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vring::driver::{SplitDriver, SplitLayout};
-use vring::{Chain, QueueConfig, QueueSize, RingAddresses, RingFeatures, Segment, SplitQueue};
+use vring::{
+    Chain, QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, Segment, SplitQueue,
+};
 
 use crate::Error;
 
@@ -142,6 +144,7 @@ impl Ring {
         let features = RingFeatures {
             indirect_desc: true,
             event_idx: true,
+            ..RingFeatures::default()
         };
         let addresses = SplitLayout::new(RING, size)?.addresses();
         let mut driver = SplitDriver::new(Arc::clone(&memory), addresses, size, features)?;
@@ -215,7 +218,7 @@ fn ours(
         size,
         addresses,
         features,
-        base: 0,
+        base: RingBase::Split { next_avail: 0 },
     };
     Ok(Ours {
         queue: SplitQueue::start(memory, &config)?,
@@ -229,9 +232,9 @@ fn peer(
     features: RingFeatures,
 ) -> Result<Peer, Error> {
     let mut queue = Queue::new(SIZE)?;
-    queue.try_set_desc_table_address(addresses.descriptor_table)?;
-    queue.try_set_avail_ring_address(addresses.available_ring)?;
-    queue.try_set_used_ring_address(addresses.used_ring)?;
+    queue.try_set_desc_table_address(addresses.descriptor_area)?;
+    queue.try_set_avail_ring_address(addresses.driver_area)?;
+    queue.try_set_used_ring_address(addresses.device_area)?;
     queue.set_event_idx(features.event_idx);
     queue.set_ready(true);
     if !queue.is_valid(&*memory) {

@@ -379,7 +379,7 @@ mod tests {
     use event_poll::EventNotifier;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
     use vring::driver::SplitLayout;
-    use vring::{QueueConfig, QueueSize, RingFeatures, SplitQueue};
+    use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, SplitQueue};
 
     use super::*;
     use crate::device::{Backing, DeviceOptions};
@@ -392,7 +392,7 @@ mod tests {
             size,
             addresses: SplitLayout::new(GuestAddress(0), size).unwrap().addresses(),
             features: RingFeatures::default(),
-            base: 0,
+            base: RingBase::Split { next_avail: 0 },
         };
         Box::new(QueueParts {
             ring: SplitQueue::start(Arc::clone(memory), &config).unwrap(),

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use event_poll::{EventNotifier, EventPoll, Stopper};
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::GuestMemoryBackend;
-use vring::{QueueConfig, QueueSize, RingAddresses, RingFeatures, SplitQueue};
+use vring::{QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, SplitQueue};
 
 use crate::counters::{CounterSnapshot, Counters};
 use crate::data_thread::{Command, DataThread, QueueParts, StartError};
@@ -243,7 +243,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             size,
             addresses: setup.addresses,
             features: RingFeatures::from_virtio(setup.features),
-            base: setup.base,
+            base: RingBase::Split {
+                next_avail: setup.base,
+            },
         };
         let parts = Box::new(QueueParts {
             ring: SplitQueue::start(Arc::clone(&self.memory), &config)?,

@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestAddress;
+
+use crate::base::RingBase;
 
 /// Number of entries of a virtqueue: a power of two in `1..=32768` (virtio 1.3 §2.7).
 ///
@@ -79,17 +82,21 @@ impl fmt::Display for QueueSize {
     }
 }
 
-/// Guest-physical addresses of the three areas of a split ring (virtio 1.3 §2.7).
+/// Guest-physical addresses of the three areas of a ring (virtio 1.3 §2.6).
 ///
-/// Unchecked: [`SplitQueue::start`](crate::SplitQueue::start) checks them.
+/// What lies in each depends on the format; the alignments are those of virtio 1.3 §2.7 and
+/// §2.8. Unchecked: starting a queue checks them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RingAddresses {
-    /// Descriptor table, 16 bytes per entry; must be 16-aligned.
-    pub descriptor_table: GuestAddress,
-    /// Available ring ("driver area"), written by the guest; must be 2-aligned.
-    pub available_ring: GuestAddress,
-    /// Used ring ("device area"), written by the device; must be 4-aligned.
-    pub used_ring: GuestAddress,
+    /// Split: the descriptor table, read only by the device. Packed: the descriptor ring, written
+    /// by both sides. 16 bytes per entry; must be 16-aligned.
+    pub descriptor_area: GuestAddress,
+    /// Split: the available ring; must be 2-aligned. Packed: the driver event suppression
+    /// structure; must be 4-aligned. Written by the guest.
+    pub driver_area: GuestAddress,
+    /// Split: the used ring. Packed: the device event suppression structure. Written by the
+    /// device; must be 4-aligned.
+    pub device_area: GuestAddress,
 }
 
 /// The negotiated features that change how a ring is read.
@@ -99,6 +106,11 @@ pub struct RingFeatures {
     pub indirect_desc: bool,
     /// `VIRTIO_F_EVENT_IDX`: notifications are suppressed by index instead of by flag.
     pub event_idx: bool,
+    /// `VIRTIO_F_IN_ORDER`: the device gives chains back in the order they were made available
+    /// (virtio 1.3 §2.7.9, §2.8.14).
+    pub in_order: bool,
+    /// `VIRTIO_F_RING_PACKED`: the ring has the packed format (virtio 1.3 §2.8).
+    pub packed: bool,
 }
 
 impl RingFeatures {
@@ -112,6 +124,8 @@ impl RingFeatures {
         Self {
             indirect_desc: negotiated & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
             event_idx: negotiated & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
+            in_order: negotiated & (1 << VIRTIO_F_IN_ORDER) != 0,
+            packed: negotiated & (1 << VIRTIO_F_RING_PACKED) != 0,
         }
     }
 }
@@ -125,15 +139,20 @@ pub struct QueueConfig {
     pub addresses: RingAddresses,
     /// Negotiated ring features.
     pub features: RingFeatures,
-    /// Index of the next available entry to fetch: 0 for a fresh ring, what `GET_VRING_BASE`
-    /// returned for a resumed one.
-    pub base: u16,
+    /// Where to start: [`RingBase::fresh`], or where another device stopped.
+    pub base: RingBase,
 }
 
 /// A value of the configuration that no ring can have. The guest or the front-end sent it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
+    /// The base of a split ring has more than 16 bits (row R10). The front-end's fault.
+    #[error("base {base:#x} has more than the 16 bits of a split ring's index")]
+    BaseTooLarge {
+        /// The refused base.
+        base: u32,
+    },
     /// The queue size is not a power of two (virtio 1.3 §2.7).
     #[error("queue size {size} is not a power of two")]
     SizeNotPowerOfTwo {
@@ -151,23 +170,23 @@ pub enum ConfigError {
     SizeZero,
 }
 
-/// One of the three areas of a split ring, for error messages.
+/// One of the three areas of a ring, for error messages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RingArea {
-    /// The available ring.
-    AvailableRing,
-    /// The descriptor table.
-    DescriptorTable,
-    /// The used ring.
-    UsedRing,
+    /// Split: the descriptor table. Packed: the descriptor ring.
+    DescriptorArea,
+    /// Split: the used ring. Packed: the device event suppression structure.
+    DeviceArea,
+    /// Split: the available ring. Packed: the driver event suppression structure.
+    DriverArea,
 }
 
 impl fmt::Display for RingArea {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::AvailableRing => "available ring",
-            Self::DescriptorTable => "descriptor table",
-            Self::UsedRing => "used ring",
+            Self::DescriptorArea => "descriptor area",
+            Self::DeviceArea => "device area",
+            Self::DriverArea => "driver area",
         })
     }
 }
@@ -218,6 +237,20 @@ pub enum StartError {
         address: u64,
         /// Its length in bytes.
         len: usize,
+    },
+    /// The format of the base, or that negotiated, is not that of the queue. The caller's fault,
+    /// or that of a front-end which relays a base of the other format.
+    #[error(
+        "the ring's format (split or packed) differs between the features, the base and the queue"
+    )]
+    FormatMismatch,
+    /// The base of a packed ring is not below the queue size. The front-end's fault.
+    #[error("base {index} is not below the queue size {size}")]
+    BaseOutOfRange {
+        /// The position refused.
+        index: u16,
+        /// The queue size, in entries.
+        size: u16,
     },
     /// The queue lost its memory in an earlier [`set_memory`](crate::SplitQueue::set_memory) and
     /// stays stopped until started anew. The caller's fault.

@@ -80,6 +80,7 @@
 //! - `driver`: the guest side of a ring, for tests, fuzzers, benches and load generators, able
 //!   to write deliberately wrong rings.
 
+mod base;
 mod chain;
 mod config;
 #[cfg(feature = "driver")]
@@ -92,6 +93,7 @@ mod ring_memory;
 mod split;
 
 // The public interface is:
+pub use crate::base::{PackedPosition, RingBase};
 pub use crate::chain::{BufferError, Chain, MAX_INDIRECT_DESCRIPTORS, Segment};
 pub use crate::config::{
     ConfigError, QueueConfig, QueueSize, RingAddresses, RingArea, RingFeatures, StartError,

@@ -205,7 +205,8 @@ mod tests {
     #[test]
     fn an_area_ending_with_its_region_is_whole() {
         let mem = memory();
-        let area = Area::translate(&mem, RingArea::UsedRing, GuestAddress(0x1ff0), 16, 4).unwrap();
+        let area =
+            Area::translate(&mem, RingArea::DeviceArea, GuestAddress(0x1ff0), 16, 4).unwrap();
         assert!(area.word_fits(12, 4));
         assert!(!area.word_fits(14, 4));
         assert!(!area.word_fits(16, 2));

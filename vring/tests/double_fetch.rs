@@ -61,7 +61,7 @@ fn race(
 fn t1_address_changed_between_check_and_use_is_never_seen() {
     let rig = Rig::new(8, PLAIN);
     rig.guest.write_desc(0, BUFFERS, 16, 0, 0);
-    let table = rig.config.addresses.descriptor_table;
+    let table = rig.config.addresses.descriptor_area;
     race(
         rig,
         move |memory, good| {
@@ -87,7 +87,7 @@ fn t1_address_changed_between_check_and_use_is_never_seen() {
 fn t1_next_changed_between_check_and_use_is_never_followed() {
     let rig = Rig::new(8, PLAIN);
     rig.guest.write_desc(1, BUFFERS, 1, F_WRITE, 0);
-    let flags_and_next = GuestAddress(rig.config.addresses.descriptor_table.0 + 12);
+    let flags_and_next = GuestAddress(rig.config.addresses.descriptor_area.0 + 12);
     rig.guest.write_desc(0, BUFFERS, 16, F_NEXT, 1);
     race(
         rig,

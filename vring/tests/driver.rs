@@ -18,7 +18,7 @@ fn layout_is_aligned_and_does_not_overlap_for_every_size() {
             let layout = SplitLayout::new(GuestAddress(base), size).unwrap();
             let at = layout.addresses();
             let [table, available, used] =
-                [at.descriptor_table.0, at.available_ring.0, at.used_ring.0];
+                [at.descriptor_area.0, at.driver_area.0, at.device_area.0];
             assert!(base <= table && table % 16 == 0);
             assert!(table + 16 * entries <= available && available % 2 == 0);
             assert!(available + 6 + 2 * entries <= used && used % 4 == 0);
@@ -42,7 +42,7 @@ fn ring_outside_memory_is_refused() {
     assert_eq!(
         SplitDriver::new(memory(), layout.addresses(), size(8), PLAIN).unwrap_err(),
         DriverError::Ring(StartError::NotMapped {
-            area: RingArea::DescriptorTable,
+            area: RingArea::DescriptorArea,
             address: END,
             len: 128
         })
@@ -60,9 +60,9 @@ fn a_new_ring_is_all_zeroes_whatever_was_there() {
     let at = layout.addresses();
     SplitDriver::new(Arc::clone(&memory), at, size(8), PLAIN).unwrap();
     for (start, len) in [
-        (at.descriptor_table, 128),
-        (at.available_ring, 22),
-        (at.used_ring, 70),
+        (at.descriptor_area, 128),
+        (at.driver_area, 22),
+        (at.device_area, 70),
     ] {
         let mut bytes = vec![0xff; len];
         memory.read_slice(&mut bytes, start).unwrap();

@@ -347,7 +347,7 @@ fn d19_table_over_the_rings_is_read_like_any_other() {
     rig.offer_table(RING, 16 * 8, 0);
     assert_eq!(rig.chain_fault(), ChainFault::IndirectNested);
     // And one over the available ring: whatever it means, it ends and the ring goes on.
-    let available = rig.config.addresses.available_ring.0;
+    let available = rig.config.addresses.driver_area.0;
     rig.offer_table(available, 16, 0);
     match rig.pop() {
         Ok(Some(head)) | Err(PopError::Chain { head, .. }) => rig.queue.push(head, 0),
@@ -409,7 +409,7 @@ fn d21_unknown_flag_bits_are_ignored() {
 #[test]
 fn d22_buffer_on_top_of_the_rings_harms_only_the_guest() {
     let mut rig = Rig::new(8, PLAIN);
-    let end = rig.config.addresses.used_ring.0 + 6 + 8 * 8;
+    let end = rig.config.addresses.device_area.0 + 6 + 8 * 8;
     let len = u32::try_from(end - RING).unwrap();
     let head = rig.guest.add_chain(&[], &[segment(RING, len)]).unwrap();
     rig.guest.publish();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use rig::{END, EVENT_IDX, PLAIN, RING, Rig, SEAM, addresses, ends, memory, size};
 use vm_memory::{Bytes, GuestAddress};
 use vring::{
-    ConfigError, PopError, QueueConfig, QueueSize, RingAddresses, RingArea, RingFault, SplitQueue,
-    StartError,
+    ConfigError, PopError, QueueConfig, QueueSize, RingAddresses, RingArea, RingBase, RingFault,
+    SplitQueue, StartError,
 };
 
 /// Starts a queue of 8 at `addresses` in a memory of its own, which must stay untouched.
@@ -18,7 +18,7 @@ fn refused(addresses: RingAddresses) -> StartError {
         size: size(8),
         addresses,
         features: PLAIN,
-        base: 0,
+        base: RingBase::Split { next_avail: 0 },
     };
     // Anything start would write before its last check.
     let len = usize::try_from(END).unwrap();
@@ -73,30 +73,27 @@ fn r4_misaligned_area_is_refused() {
     for offset in [1, 2, 4, 8, 15] {
         let address = RING + offset;
         let bad = RingAddresses {
-            descriptor_table: GuestAddress(address),
+            descriptor_area: GuestAddress(address),
             ..good
         };
         assert_eq!(
             refused(bad),
-            misaligned(RingArea::DescriptorTable, address, 16)
+            misaligned(RingArea::DescriptorArea, address, 16)
         );
     }
-    let address = good.available_ring.0 + 1;
+    let address = good.driver_area.0 + 1;
     let bad = RingAddresses {
-        available_ring: GuestAddress(address),
+        driver_area: GuestAddress(address),
         ..good
     };
-    assert_eq!(
-        refused(bad),
-        misaligned(RingArea::AvailableRing, address, 2)
-    );
+    assert_eq!(refused(bad), misaligned(RingArea::DriverArea, address, 2));
     for offset in [1, 2, 3] {
-        let address = good.used_ring.0 + offset;
+        let address = good.device_area.0 + offset;
         let bad = RingAddresses {
-            used_ring: GuestAddress(address),
+            device_area: GuestAddress(address),
             ..good
         };
-        assert_eq!(refused(bad), misaligned(RingArea::UsedRing, address, 4));
+        assert_eq!(refused(bad), misaligned(RingArea::DeviceArea, address, 4));
     }
 }
 
@@ -107,26 +104,26 @@ fn r5_area_outside_memory_or_over_a_region_end_is_refused() {
     for address in [END, END - 16, SEAM - 16] {
         let bad = [
             (
-                RingArea::DescriptorTable,
+                RingArea::DescriptorArea,
                 128,
                 RingAddresses {
-                    descriptor_table: GuestAddress(address),
+                    descriptor_area: GuestAddress(address),
                     ..good
                 },
             ),
             (
-                RingArea::AvailableRing,
+                RingArea::DriverArea,
                 22,
                 RingAddresses {
-                    available_ring: GuestAddress(address),
+                    driver_area: GuestAddress(address),
                     ..good
                 },
             ),
             (
-                RingArea::UsedRing,
+                RingArea::DeviceArea,
                 70,
                 RingAddresses {
-                    used_ring: GuestAddress(address),
+                    device_area: GuestAddress(address),
                     ..good
                 },
             ),
@@ -146,12 +143,12 @@ fn r5_areas_in_different_regions_are_fine() {
     let config = QueueConfig {
         size: size(8),
         addresses: RingAddresses {
-            used_ring: GuestAddress(SEAM),
-            available_ring: GuestAddress(END - 22),
+            device_area: GuestAddress(SEAM),
+            driver_area: GuestAddress(END - 22),
             ..addresses(8)
         },
         features: PLAIN,
-        base: 0,
+        base: RingBase::Split { next_avail: 0 },
     };
     assert!(SplitQueue::start(memory, &config).is_ok());
 }
@@ -162,20 +159,20 @@ fn r6_area_that_wraps_the_address_space_is_refused() {
     let address = u64::MAX - 15;
     let wraps = |area, len| StartError::AddressOverflow { area, address, len };
     let bad = RingAddresses {
-        descriptor_table: GuestAddress(address),
+        descriptor_area: GuestAddress(address),
         ..good
     };
-    assert_eq!(refused(bad), wraps(RingArea::DescriptorTable, 128));
+    assert_eq!(refused(bad), wraps(RingArea::DescriptorArea, 128));
     let bad = RingAddresses {
-        available_ring: GuestAddress(address),
+        driver_area: GuestAddress(address),
         ..good
     };
-    assert_eq!(refused(bad), wraps(RingArea::AvailableRing, 22));
+    assert_eq!(refused(bad), wraps(RingArea::DriverArea, 22));
     let bad = RingAddresses {
-        used_ring: GuestAddress(address),
+        device_area: GuestAddress(address),
         ..good
     };
-    assert_eq!(refused(bad), wraps(RingArea::UsedRing, 70));
+    assert_eq!(refused(bad), wraps(RingArea::DeviceArea, 70));
 }
 
 #[test]
@@ -185,12 +182,12 @@ fn r7_overlapping_areas_garble_only_the_ring() {
     let config = QueueConfig {
         size: size(8),
         addresses: RingAddresses {
-            descriptor_table: everywhere,
-            available_ring: everywhere,
-            used_ring: everywhere,
+            descriptor_area: everywhere,
+            driver_area: everywhere,
+            device_area: everywhere,
         },
         features: EVENT_IDX,
-        base: 0,
+        base: RingBase::Split { next_avail: 0 },
     };
     let len = usize::try_from(END).unwrap();
     let pattern = vec![0x01; len];
@@ -222,7 +219,7 @@ fn r7_overlapping_areas_garble_only_the_ring() {
 fn r14_base_ahead_of_the_guest_is_a_ring_fault() {
     let rig = Rig::new(8, PLAIN);
     let config = QueueConfig {
-        base: 5,
+        base: RingBase::Split { next_avail: 5 },
         ..rig.config
     };
     let mut rig = Rig {

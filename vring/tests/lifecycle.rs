@@ -13,7 +13,8 @@ use vm_memory::{
 };
 use vring::driver::{SplitDriver, SplitLayout};
 use vring::{
-    Chain, PopError, QueueConfig, RingAddresses, RingArea, RingFault, SplitQueue, StartError,
+    Chain, PopError, QueueConfig, RingAddresses, RingArea, RingBase, RingFault, SplitQueue,
+    StartError,
 };
 
 #[test]
@@ -110,10 +111,11 @@ fn resuming_goes_on_from_the_rings_used_index_and_clears_its_flags() {
     rig.queue.disable_notification();
     rig.assert_ring_goes_on();
     let config = QueueConfig {
-        base: rig.queue.next_avail(),
+        base: rig.queue.base(),
         ..rig.config
     };
-    assert_eq!((config.base, rig.guest.used_flags()), (0, 1));
+    assert_eq!(config.base, RingBase::Split { next_avail: 0 });
+    assert_eq!(rig.guest.used_flags(), 1);
     rig.queue = SplitQueue::start(Arc::clone(&rig.memory), &config).unwrap();
     assert_eq!(rig.guest.used_flags(), 0);
     rig.assert_ring_goes_on();
@@ -171,9 +173,9 @@ fn moved(rig: &Rig, shift: u64) -> (Arc<rig::Memory>, RingAddresses) {
     new.write_slice(&bytes, start).unwrap();
     let old = rig.config.addresses;
     let addresses = RingAddresses {
-        descriptor_table: GuestAddress(old.descriptor_table.0 + shift),
-        available_ring: GuestAddress(old.available_ring.0 + shift),
-        used_ring: GuestAddress(old.used_ring.0 + shift),
+        descriptor_area: GuestAddress(old.descriptor_area.0 + shift),
+        driver_area: GuestAddress(old.driver_area.0 + shift),
+        device_area: GuestAddress(old.device_area.0 + shift),
     };
     (new, addresses)
 }
@@ -202,7 +204,7 @@ fn m13_ring_moves_to_a_new_map_with_work_in_flight_and_staged() {
 
     assert_eq!(rig.guest.used_idx(), 0, "the old map is left alone");
     let mut used = [0u8; 4 + 3 * 8];
-    memory.read_slice(&mut used, addresses.used_ring).unwrap();
+    memory.read_slice(&mut used, addresses.device_area).unwrap();
     let expected = [
         0, 0, 3, 0, // flags, index
         0, 0, 0, 0, 1, 0, 0, 0, // staged before the move, in the ring's own bytes
@@ -230,7 +232,7 @@ fn m17_map_without_the_ring_stops_it_and_leaves_the_old_one_alone() {
         assert_eq!(
             rig.queue.set_memory(elsewhere, addresses),
             Err(StartError::NotMapped {
-                area: RingArea::DescriptorTable,
+                area: RingArea::DescriptorArea,
                 address: RING,
                 len: 128
             })
@@ -311,7 +313,7 @@ fn start_in_odd_memory(skew: usize, missing: usize) -> Result<(), StartError> {
         size: size(8),
         addresses: rig::addresses(8),
         features: PLAIN,
-        base: 0,
+        base: RingBase::Split { next_avail: 0 },
     };
     SplitQueue::start(Arc::new(memory), &config).map(drop)
 }
@@ -323,7 +325,7 @@ fn a_memory_that_is_not_aligned_in_the_host_is_refused() {
         assert_eq!(
             start_in_odd_memory(skew, 0),
             Err(StartError::HostMisaligned {
-                area: RingArea::DescriptorTable,
+                area: RingArea::DescriptorArea,
                 address: RING
             })
         );
@@ -335,7 +337,7 @@ fn a_memory_that_returns_less_than_asked_is_refused() {
     assert_eq!(
         start_in_odd_memory(0, 1),
         Err(StartError::NotMapped {
-            area: RingArea::DescriptorTable,
+            area: RingArea::DescriptorArea,
             address: RING,
             len: 128
         })
@@ -343,19 +345,19 @@ fn a_memory_that_returns_less_than_asked_is_refused() {
 }
 
 /// A ring of 4096, its used ring alone in a region, in memory with a dirty bitmap.
-fn tracked(base: u16) -> (Arc<GuestMemoryMmap<AtomicBitmap>>, QueueConfig) {
+fn tracked(next_avail: u16) -> (Arc<GuestMemoryMmap<AtomicBitmap>>, QueueConfig) {
     let ranges = [(GuestAddress(0), 0x20000), (GuestAddress(0x20000), 0x10000)];
     let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
     let size = size(4096);
     let addresses = RingAddresses {
-        used_ring: GuestAddress(0x20000),
+        device_area: GuestAddress(0x20000),
         ..SplitLayout::new(GuestAddress(0), size).unwrap().addresses()
     };
     let config = QueueConfig {
         size,
         addresses,
         features: EVENT_IDX,
-        base,
+        base: RingBase::Split { next_avail },
     };
     (Arc::new(memory), config)
 }
@@ -378,7 +380,7 @@ fn used_ring_writes_are_marked_in_the_dirty_bitmap() {
         config.addresses,
         config.size,
         config.features,
-        config.base,
+        4094,
     )
     .unwrap();
     let mut queue = SplitQueue::start(Arc::clone(&memory), &config).unwrap();
@@ -415,7 +417,7 @@ fn dirty_marks_cover_exactly_the_elements_of_a_batch_in_the_middle() {
         config.addresses,
         config.size,
         config.features,
-        config.base,
+        600,
     )
     .unwrap();
     let mut queue = SplitQueue::start(Arc::clone(&memory), &config).unwrap();

@@ -262,7 +262,7 @@ fn corrupt(rig: &Rig, corruption: Corruption) {
             field,
             value,
         } => {
-            let at = rig.config.addresses.descriptor_table.0 + 16 * u64::from(index) + field;
+            let at = rig.config.addresses.descriptor_area.0 + 16 * u64::from(index) + field;
             rig.memory.write_obj(value, GuestAddress(at)).unwrap();
         }
         Corruption::AvailEntry { position, head } => rig.guest.write_avail_entry(position, head),
@@ -291,7 +291,7 @@ proptest! {
         ],
         push_every in 1usize..4,
     ) {
-        let features = RingFeatures { indirect_desc: indirect, event_idx: false };
+        let features = RingFeatures { indirect_desc: indirect, ..RingFeatures::default() };
         let mut rig = Rig::starting_at(u32::from(SIZE), features, start);
         for request in &requests {
             add(&mut rig, request);
@@ -305,8 +305,8 @@ proptest! {
         rig.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
         let mut walker = Walker {
             bytes,
-            table: rig.config.addresses.descriptor_table.0,
-            available: rig.config.addresses.available_ring.0,
+            table: rig.config.addresses.descriptor_area.0,
+            available: rig.config.addresses.driver_area.0,
             indirect,
             next_avail: start,
             owned: Vec::new(),

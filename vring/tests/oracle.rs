@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use rig::{Rig, TABLE};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
-use vring::{RingFeatures, Segment, SplitQueue};
+use vring::{RingBase, RingFeatures, Segment, SplitQueue};
 
 const SIZE: u16 = 16;
 
@@ -40,11 +40,11 @@ fn oracle(rig: &Rig, index: u16) -> Queue {
         (Some(address), Some(0))
     };
     let addresses = rig.config.addresses;
-    let (low, high) = halves(addresses.descriptor_table);
+    let (low, high) = halves(addresses.descriptor_area);
     queue.set_desc_table_address(low, high);
-    let (low, high) = halves(addresses.available_ring);
+    let (low, high) = halves(addresses.driver_area);
     queue.set_avail_ring_address(low, high);
-    let (low, high) = halves(addresses.used_ring);
+    let (low, high) = halves(addresses.device_area);
     queue.set_used_ring_address(low, high);
     queue.set_event_idx(rig.config.features.event_idx);
     queue.set_next_avail(index);
@@ -58,7 +58,7 @@ fn oracle(rig: &Rig, index: u16) -> Queue {
 fn used_ring(rig: &Rig) -> Vec<u8> {
     let mut bytes = vec![0; 6 + 8 * usize::from(SIZE)];
     rig.memory
-        .read_slice(&mut bytes, rig.config.addresses.used_ring)
+        .read_slice(&mut bytes, rig.config.addresses.device_area)
         .unwrap();
     bytes
 }
@@ -72,7 +72,7 @@ proptest! {
             (proptest::collection::vec(request(), 1..8), any::<u16>()), 1..8
         ),
     ) {
-        let features = RingFeatures { indirect_desc: true, event_idx };
+        let features = RingFeatures { event_idx, ..rig::INDIRECT };
         let mut ours = Rig::starting_at(u32::from(SIZE), features, start);
         let mut theirs = Rig::starting_at(u32::from(SIZE), features, start);
         let mut oracle = oracle(&theirs, start);
@@ -166,7 +166,9 @@ fn a_ring_left_by_virtio_queue_is_resumed_where_it_stopped() {
     assert_eq!(oracle.next_avail(), 0);
 
     let config = vring::QueueConfig {
-        base: oracle.next_avail(),
+        base: RingBase::Split {
+            next_avail: oracle.next_avail(),
+        },
         ..rig.config
     };
     rig.queue = SplitQueue::start(std::sync::Arc::clone(&rig.memory), &config).unwrap();

@@ -14,9 +14,9 @@ use crate::notifier::Notifier;
 
 /// Addresses that no memory map holds: 16-aligned, and any ring there would wrap.
 const NOWHERE: RingAddresses = RingAddresses {
-    descriptor_table: GuestAddress(u64::MAX - 15),
-    available_ring: GuestAddress(u64::MAX - 15),
-    used_ring: GuestAddress(u64::MAX - 15),
+    descriptor_area: GuestAddress(u64::MAX - 15),
+    driver_area: GuestAddress(u64::MAX - 15),
+    device_area: GuestAddress(u64::MAX - 15),
 };
 
 /// A queue ready to run.

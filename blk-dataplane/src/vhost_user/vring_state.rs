@@ -18,9 +18,9 @@ impl FrontendAddresses {
     /// address sent by mistake ends here (hostile-inputs R8). Lengths are checked at the start.
     pub(super) fn to_guest(self, memory: &MemoryMap) -> Option<RingAddresses> {
         Some(RingAddresses {
-            descriptor_table: memory.frontend_to_guest(self.descriptor)?,
-            available_ring: memory.frontend_to_guest(self.available)?,
-            used_ring: memory.frontend_to_guest(self.used)?,
+            descriptor_area: memory.frontend_to_guest(self.descriptor)?,
+            driver_area: memory.frontend_to_guest(self.available)?,
+            device_area: memory.frontend_to_guest(self.used)?,
         })
     }
 }

@@ -74,7 +74,7 @@ fn r4_r5_r6_r8_ring_addresses_that_lead_nowhere_are_refused() {
     front.configure(&queue, 0);
     let good = front.ring_addresses(&queue);
     // Guest-physical where the front-end's is due; nowhere; the last byte there is.
-    for bad in [queue.addresses.descriptor_table.0, 0, u64::MAX - 15] {
+    for bad in [queue.addresses.descriptor_area.0, 0, u64::MAX - 15] {
         let mut all = [good; 3];
         all[0].desc_table_addr = bad;
         all[1].avail_ring_addr = bad;

@@ -512,9 +512,9 @@ fn d22_buffers_over_the_ring_harm_the_guest_alone() {
     let mut victim = vmm.queue(0, 16);
     let mut other = vmm.queue(1, 16);
     let areas = [
-        victim.addresses.descriptor_table.0,
-        victim.addresses.available_ring.0 & !511,
-        victim.addresses.used_ring.0 & !511,
+        victim.addresses.descriptor_area.0,
+        victim.addresses.driver_area.0 & !511,
+        victim.addresses.device_area.0 & !511,
     ];
     for area in areas {
         // Reads land on the ring itself. What the guest sees then is its own affair.

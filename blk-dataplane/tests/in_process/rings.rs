@@ -582,14 +582,14 @@ fn r4_r5_r6_rings_that_do_not_lie_in_memory_are_refused() {
         crate::support::ram::SEAM - 16,
         u64::MAX - 63,
         u64::MAX,
-        good.descriptor_table.0 + 1,
+        good.descriptor_area.0 + 1,
     ];
     for bad in bad {
         let bad = GuestAddress(bad);
         let mut areas = [good; 3];
-        areas[0].descriptor_table = bad;
-        areas[1].available_ring = bad;
-        areas[2].used_ring = bad;
+        areas[0].descriptor_area = bad;
+        areas[1].driver_area = bad;
+        areas[2].device_area = bad;
         for addresses in areas {
             let wrong = QueueSetup {
                 addresses,

@@ -159,9 +159,9 @@ impl FrontEnd {
             queue_max_size: size,
             queue_size: size,
             flags: 0,
-            desc_table_addr: self.ram.user(queue.addresses.descriptor_table),
-            used_ring_addr: self.ram.user(queue.addresses.used_ring),
-            avail_ring_addr: self.ram.user(queue.addresses.available_ring),
+            desc_table_addr: self.ram.user(queue.addresses.descriptor_area),
+            used_ring_addr: self.ram.user(queue.addresses.device_area),
+            avail_ring_addr: self.ram.user(queue.addresses.driver_area),
             log_addr: None,
         }
     }

@@ -128,7 +128,7 @@ impl<'a> Rig<'a> {
     /// Serves one batch. False if the guest has broken its own ring, and all that could be checked
     /// is that the device has survived it.
     fn batch(&mut self, batch: &Batch) -> bool {
-        let table = self.addresses.descriptor_table.0;
+        let table = self.addresses.descriptor_area.0;
         let memory = Arc::clone(&self.memory);
         let mut framer = Framer::new(&memory, table, self.size.get());
         let mut heads = Vec::new();
@@ -148,7 +148,7 @@ impl<'a> Rig<'a> {
                 predict(self.naive, chain, self.served)
             })
             .collect();
-        let used_ring = self.addresses.used_ring.0;
+        let used_ring = self.addresses.device_area.0;
         let used_ring = used_ring..used_ring + 6 + 8 * u64::from(self.size.get());
         let ring = (table, used_ring.end - table);
         let certainty = expect::certainty(&predictions, ring, &framer.descriptors);
@@ -162,7 +162,7 @@ impl<'a> Rig<'a> {
         }
         let used = self.completions(heads.len());
         self.next_avail = self.guest.next_avail();
-        let avail_idx = self.addresses.available_ring.0 + 2;
+        let avail_idx = self.addresses.driver_area.0 + 2;
         self.naive.write(avail_idx, &self.next_avail.to_le_bytes());
         for (head, prediction) in heads.iter().zip(&predictions) {
             let mut found = used.iter().filter(|(id, _)| *id == u32::from(*head));

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vring::driver::{SplitDriver, SplitLayout};
 use vring::{
-    Chain, Head, PopError, QueueConfig, QueueSize, RingAddresses, RingFeatures, Segment, SplitQueue,
+    Chain, Head, PopError, QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, Segment,
+    SplitQueue,
 };
 
 pub use self::input::Input;
@@ -94,9 +95,9 @@ fn addresses(ring: Ring) -> Option<(QueueSize, RingAddresses)> {
             available,
             used,
         } => RingAddresses {
-            descriptor_table: GuestAddress(descriptors),
-            available_ring: GuestAddress(available),
-            used_ring: GuestAddress(used),
+            descriptor_area: GuestAddress(descriptors),
+            driver_area: GuestAddress(available),
+            device_area: GuestAddress(used),
         },
     };
     Some((size, addresses))
@@ -104,9 +105,9 @@ fn addresses(ring: Ring) -> Option<(QueueSize, RingAddresses)> {
 
 fn areas(addresses: RingAddresses) -> Areas {
     Areas {
-        descriptors: addresses.descriptor_table.0,
-        available: addresses.available_ring.0,
-        used: addresses.used_ring.0,
+        descriptors: addresses.descriptor_area.0,
+        available: addresses.driver_area.0,
+        used: addresses.device_area.0,
     }
 }
 
@@ -131,13 +132,14 @@ impl<'a> Rig<'a> {
         let features = RingFeatures {
             indirect_desc,
             event_idx,
+            ..RingFeatures::default()
         };
         let (size, addresses) = addresses(ring)?;
         let config = QueueConfig {
             size,
             addresses,
             features,
-            base: index,
+            base: RingBase::Split { next_avail: index },
         };
         if !areas(addresses).hold(naive, size.get()) {
             SplitQueue::start(Arc::clone(&memory), &config).unwrap_err();
@@ -410,9 +412,9 @@ impl<'a> Rig<'a> {
                 addresses
             }
             None => RingAddresses {
-                descriptor_table: GuestAddress(self.model.areas.descriptors),
-                available_ring: GuestAddress(self.model.areas.available),
-                used_ring: GuestAddress(self.model.areas.used),
+                descriptor_area: GuestAddress(self.model.areas.descriptors),
+                driver_area: GuestAddress(self.model.areas.available),
+                device_area: GuestAddress(self.model.areas.used),
             },
         };
         let result = self.queue.set_memory(Arc::clone(&self.memory), addresses);
@@ -436,12 +438,12 @@ impl<'a> Rig<'a> {
         let config = QueueConfig {
             size: self.queue.size(),
             addresses: RingAddresses {
-                descriptor_table: GuestAddress(areas.descriptors),
-                available_ring: GuestAddress(areas.available),
-                used_ring: GuestAddress(areas.used),
+                descriptor_area: GuestAddress(areas.descriptors),
+                driver_area: GuestAddress(areas.available),
+                device_area: GuestAddress(areas.used),
             },
             features: self.queue.features(),
-            base,
+            base: RingBase::Split { next_avail: base },
         };
         self.queue = SplitQueue::start(Arc::clone(&self.memory), &config).unwrap();
         self.model = Model::start(self.naive, areas, size, (indirect_desc, event_idx), base);
@@ -464,7 +466,7 @@ impl<'a> Rig<'a> {
             size,
             addresses,
             features,
-            base: index,
+            base: RingBase::Split { next_avail: index },
         };
         if !areas(addresses).hold(self.naive, size.get()) {
             self.before_device();

@@ -20,8 +20,8 @@ const USED_RING_SPACING: u64 = 64;
 /// use vring::driver::SplitLayout;
 ///
 /// let layout = SplitLayout::new(GuestAddress(0x1000), QueueSize::new(256)?)?;
-/// assert_eq!(layout.addresses().descriptor_table, GuestAddress(0x1000));
-/// assert_eq!(layout.addresses().available_ring, GuestAddress(0x2000));
+/// assert_eq!(layout.addresses().descriptor_area, GuestAddress(0x1000));
+/// assert_eq!(layout.addresses().driver_area, GuestAddress(0x2000));
 /// assert!(layout.total_len() < 0x2000);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -55,9 +55,9 @@ impl SplitLayout {
         Some(Self {
             base,
             addresses: RingAddresses {
-                descriptor_table: GuestAddress(descriptor_table),
-                available_ring: GuestAddress(available_ring),
-                used_ring: GuestAddress(used_ring),
+                descriptor_area: GuestAddress(descriptor_table),
+                driver_area: GuestAddress(available_ring),
+                device_area: GuestAddress(used_ring),
             },
             end: after(used_ring, used_ring_len(entries))?,
         })

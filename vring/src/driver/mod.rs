@@ -12,14 +12,15 @@
 //! use std::sync::Arc;
 //! use vm_memory::{GuestAddress, GuestMemoryMmap};
 //! use vring::driver::{SplitDriver, SplitLayout};
-//! use vring::{Chain, ChainFault, PopError, QueueConfig, QueueSize, RingFeatures, SplitQueue};
+//! use vring::{Chain, ChainFault, PopError, QueueConfig, QueueSize, RingBase, RingFeatures, SplitQueue};
 //!
 //! let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)])?);
 //! let size = QueueSize::new(4)?;
 //! let features = RingFeatures::default();
 //! let addresses = SplitLayout::new(GuestAddress(0x1000), size)?.addresses();
 //! let mut guest = SplitDriver::new(Arc::clone(&memory), addresses, size, features)?;
-//! let config = QueueConfig { size, addresses, features, base: 0 };
+//! let base = RingBase::fresh(features);
+//! let config = QueueConfig { size, addresses, features, base };
 //! let mut queue = SplitQueue::start(memory, &config)?;
 //!
 //! // A descriptor that is its own successor.

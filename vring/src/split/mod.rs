@@ -14,6 +14,7 @@ use vm_memory::GuestMemoryBackend;
 
 use self::rings::SplitRings;
 use self::walk::walk;
+use crate::base::RingBase;
 use crate::chain::Chain;
 use crate::config::{QueueConfig, QueueSize, RingAddresses, RingFeatures, StartError};
 use crate::fault::{PopError, RingFault};
@@ -49,7 +50,7 @@ pub(crate) const NO_NOTIFY: u16 = layout::flag(VRING_USED_F_NO_NOTIFY);
 /// use std::sync::Arc;
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
 /// use vring::driver::{SplitDriver, SplitLayout};
-/// use vring::{Chain, QueueConfig, QueueSize, RingFeatures, Segment, SplitQueue};
+/// use vring::{Chain, QueueConfig, QueueSize, RingBase, RingFeatures, Segment, SplitQueue};
 ///
 /// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)])?);
 /// let size = QueueSize::new(16)?;
@@ -65,7 +66,8 @@ pub(crate) const NO_NOTIFY: u16 = layout::flag(VRING_USED_F_NO_NOTIFY);
 ///
 /// // ... and the device serves them.
 /// let addresses = layout.addresses();
-/// let config = QueueConfig { size, addresses, features, base: 0 };
+/// let base = RingBase::fresh(features);
+/// let config = QueueConfig { size, addresses, features, base };
 /// let mut queue = SplitQueue::start(Arc::clone(&memory), &config)?;
 /// let mut chain = Chain::for_queue(size);
 /// while let Some(head) = queue.pop(&mut chain)? {
@@ -132,17 +134,23 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an area is misaligned, wraps, or is not inside one region. Nothing has
-    /// been written then.
+    /// [`StartError`] if an area is misaligned, wraps, or is not inside one region, or if the
+    /// configuration is that of a packed ring. Nothing has been written then.
     pub fn start(memory: Arc<M>, config: &QueueConfig) -> Result<Self, StartError> {
+        let RingBase::Split { next_avail } = config.base else {
+            return Err(StartError::FormatMismatch);
+        };
+        if config.features.packed {
+            return Err(StartError::FormatMismatch);
+        }
         let rings = SplitRings::translate(memory, config.size, config.addresses)?;
         let used_idx = rings.used_idx();
         rings.store_used_flags(0);
         Ok(Self {
             rings,
             features: config.features,
-            next_avail: config.base,
-            avail_idx: config.base,
+            next_avail,
+            avail_idx: next_avail,
             used_idx,
             staged: 0,
             signalled_used: None,
@@ -353,8 +361,15 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         self.rings.memory()
     }
 
-    /// Index of the next available entry to fetch: what `GET_VRING_BASE` returns, and what a
-    /// successor is started with as its base.
+    /// Where a successor goes on: what `GET_VRING_BASE` returns.
+    #[inline]
+    pub const fn base(&self) -> RingBase {
+        RingBase::Split {
+            next_avail: self.next_avail,
+        }
+    }
+
+    /// Index of the next available entry to fetch.
     #[inline]
     pub const fn next_avail(&self) -> u16 {
         self.next_avail

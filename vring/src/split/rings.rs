@@ -27,7 +27,7 @@ pub(crate) struct SplitRings<M> {
     available: Area,
     used: Area,
     size: QueueSize,
-    used_ring: GuestAddress,
+    device_area: GuestAddress,
     memory: Arc<M>,
 }
 
@@ -60,27 +60,27 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
         Ok(Self {
             descriptors: Area::translate(
                 &*memory,
-                RingArea::DescriptorTable,
-                addresses.descriptor_table,
+                RingArea::DescriptorArea,
+                addresses.descriptor_area,
                 descriptor_table_len(entries),
                 DESCRIPTOR_TABLE_ALIGNMENT,
             )?,
             available: Area::translate(
                 &*memory,
-                RingArea::AvailableRing,
-                addresses.available_ring,
+                RingArea::DriverArea,
+                addresses.driver_area,
                 available_ring_len(entries),
                 AVAILABLE_RING_ALIGNMENT,
             )?,
             used: Area::translate(
                 &*memory,
-                RingArea::UsedRing,
-                addresses.used_ring,
+                RingArea::DeviceArea,
+                addresses.device_area,
                 used_ring_len(entries),
                 USED_RING_ALIGNMENT,
             )?,
             size,
-            used_ring: addresses.used_ring,
+            device_area: addresses.device_area,
             memory,
         })
     }
@@ -212,7 +212,7 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
         // The bitmap's handle borrows the region, so it is looked up again: once per batch, and
         // only while there is a bitmap. The area was checked at start and the map is immutable,
         // so the lookup finds it again.
-        let address = GuestAddress(self.used_ring.0 + offset as u64);
+        let address = GuestAddress(self.device_area.0 + offset as u64);
         if let Ok(slice) = self.memory.get_slice(address, len) {
             slice.bitmap().mark_dirty(0, len);
         }

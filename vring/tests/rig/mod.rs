@@ -9,7 +9,7 @@ use std::time::Duration;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vring::driver::{F_INDIRECT, F_NEXT, SplitDriver, SplitLayout};
 use vring::{
-    Chain, ChainFault, Head, PopError, QueueConfig, QueueSize, RingAddresses, RingFault,
+    Chain, ChainFault, Head, PopError, QueueConfig, QueueSize, RingAddresses, RingBase, RingFault,
     RingFeatures, Segment, SplitQueue,
 };
 
@@ -29,14 +29,20 @@ pub(crate) const END: u64 = 0x80000;
 pub(crate) const PLAIN: RingFeatures = RingFeatures {
     indirect_desc: false,
     event_idx: false,
+    in_order: false,
+    packed: false,
 };
 pub(crate) const INDIRECT: RingFeatures = RingFeatures {
     indirect_desc: true,
     event_idx: false,
+    in_order: false,
+    packed: false,
 };
 pub(crate) const EVENT_IDX: RingFeatures = RingFeatures {
     indirect_desc: false,
     event_idx: true,
+    in_order: false,
+    packed: false,
 };
 
 /// Long enough for the slowest machine, short enough to end a hung suite.
@@ -81,7 +87,7 @@ impl Rig {
             size,
             addresses,
             features,
-            base: index,
+            base: RingBase::Split { next_avail: index },
         };
         let guest = SplitDriver::starting_at(Arc::clone(&memory), addresses, size, features, index)
             .unwrap();

@@ -1,6 +1,6 @@
 use vm_memory::GuestMemoryMmap;
 use vring::driver::{SplitDriver, SplitLayout};
-use vring::{QueueConfig, QueueSize, RingFeatures, Segment, SplitQueue};
+use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, Segment, SplitQueue};
 
 use super::*;
 use crate::device::DeviceOptions;
@@ -40,7 +40,7 @@ fn flush(count: u16, outcome: bool) -> (Vec<u32>, u8, u64) {
         size,
         addresses,
         features,
-        base: 0,
+        base: RingBase::Split { next_avail: 0 },
     };
     let mut ring = SplitQueue::start(Arc::clone(&memory), &config).unwrap();
     let mut chain = Chain::for_queue(size);
