@@ -33,6 +33,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) read_only: bool,
 
+    /// Do not lock the image: others may have it open at the same time. For a live migration, whose
+    /// two ends share the image; two writers destroy each other's data otherwise.
+    #[arg(long, conflicts_with = "null")]
+    pub(crate) force_share: bool,
+
     /// Where to listen [default: the image's path with .sock appended, or null.sock].
     #[arg(long, value_name = "PATH", conflicts_with = "fd")]
     pub(crate) socket_path: Option<PathBuf>,

@@ -137,6 +137,7 @@ fn open_backing(arguments: &Arguments) -> Result<Backing, Failure> {
     }
     let options = ImageOptions {
         read_only: arguments.read_only,
+        force_share: arguments.force_share,
         ..ImageOptions::default()
     };
     let image = Image::open(path, &options).map_err(|error| image_failure(&error))?;
@@ -176,6 +177,14 @@ fn image_failure(error: &ImageError) -> Failure {
             "--create",
             "check the directory's permissions and the file system's size limit",
         ),
+        ImageError::InUse { .. } => (
+            "--blk-file",
+            "stop it, or give --force-share if both are meant to use it (a live migration)",
+        ),
+        ImageError::Lock { .. } => (
+            "--blk-file",
+            "its file system has no locks: give --force-share and see to it that nobody else writes",
+        ),
         ImageError::NotAnImage { .. } => ("--blk-file", "give a raw disk image or a block device"),
         ImageError::TooSmall { .. } => (
             "--blk-file",
@@ -184,7 +193,7 @@ fn image_failure(error: &ImageError) -> Failure {
         _ => ("--blk-file", "check that the file can be read by this user"),
     };
     match error {
-        ImageError::NotAnImage { .. } | ImageError::TooSmall { .. } => {
+        ImageError::NotAnImage { .. } | ImageError::TooSmall { .. } | ImageError::InUse { .. } => {
             Failure::usage(format!("{option}: {error}; {remedy}"))
         }
         _ => Failure::host(format!("{option}: {error}; {remedy}")),

@@ -1,6 +1,7 @@
 //! The disk image: a regular file or a block device, opened, measured and locked down to what its
 //! file system allows.
 
+mod lock;
 mod probe;
 
 use std::fmt;
@@ -10,6 +11,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use lock::LockHolder;
+use lock::LockRefused;
 use probe::{DioAlignment, DioAnswer};
 
 use crate::SECTOR_SIZE;
@@ -60,6 +63,9 @@ pub struct ImageOptions {
     pub read_only: bool,
     /// Use the page cache even where direct I/O is possible.
     pub buffered: bool,
+    /// Take no lock. Otherwise the image is locked for one writer or for any number of readers
+    /// for as long as it is open, and opening fails where somebody's lock is in the way.
+    pub force_share: bool,
 }
 
 /// Why an image cannot be served.
@@ -85,6 +91,26 @@ pub enum ImageError {
     /// Its size or kind could not be asked. Host's fault.
     #[error("cannot examine {path}: {source}", path = path.display())]
     Examine {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Another process serves or uses it. Caller's fault.
+    #[error(
+        "{path} is in use{by}",
+        path = path.display(),
+        by = holder.as_ref().map_or(String::new(), |holder| format!(" by {holder}"))
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// Who has it, where the host tells.
+        holder: Option<LockHolder>,
+    },
+    /// It could not be locked: its file system takes no locks. Host's fault.
+    #[error("cannot lock {path}: {source}", path = path.display())]
+    Lock {
         /// The file.
         path: PathBuf,
         /// What the host said.
@@ -151,7 +177,8 @@ impl Image {
         }
     }
 
-    /// Opens the image at `path`, with `O_DIRECT` where its file system takes it.
+    /// Opens the image at `path`, with `O_DIRECT` where its file system takes it, and locks it
+    /// (an open file description lock) until the last clone has gone.
     ///
     /// # Errors
     /// See [`ImageError`].
@@ -191,6 +218,13 @@ impl Image {
                 Err(reason) => (file, Caching::Buffered(reason), None),
             }
         };
+        if !options.force_share {
+            let path = path.to_owned();
+            lock::lock(&file, !options.read_only).map_err(|refused| match refused {
+                LockRefused::Held(holder) => ImageError::InUse { path, holder },
+                LockRefused::Failed(source) => ImageError::Lock { path, source },
+            })?;
+        }
         let block_size = alignment.map_or(device_block, |a| a.offset.max(device_block));
         // Blocks are whole (hostile-inputs I8): an odd tail is not part of the disk.
         let capacity = size - size % u64::from(block_size);

@@ -49,7 +49,7 @@ pub use device::{
     Backing, DEFAULT_NUM_QUEUES, DEFAULT_QUEUE_SIZE, Device, DeviceError, DeviceOptions,
     MAX_NUM_QUEUES,
 };
-pub use image::{BufferedReason, Caching, Image, ImageError, ImageOptions};
+pub use image::{BufferedReason, Caching, Image, ImageError, ImageOptions, LockHolder};
 pub use notifier::Notifier;
 
 /// The unit of virtio-blk addresses, whatever the block size (virtio 1.3 §5.2.6).

@@ -51,6 +51,8 @@ impl Scratch {
     pub(crate) fn image(&self) -> Image {
         let options = ImageOptions {
             buffered: self.kind == Kind::Buffered,
+            // A test may open its image several times.
+            force_share: true,
             ..ImageOptions::default()
         };
         Image::open(&self.path, &options).unwrap()
@@ -63,6 +65,7 @@ impl Scratch {
     pub(crate) fn read_only_device(&self) -> Device {
         let image_options = ImageOptions {
             read_only: true,
+            force_share: true,
             ..ImageOptions::default()
         };
         let image = Image::open(&self.path, &image_options).unwrap();

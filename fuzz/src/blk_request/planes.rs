@@ -87,6 +87,7 @@ impl Served {
             let options = ImageOptions {
                 read_only,
                 buffered,
+                ..ImageOptions::default()
             };
             let image = Image::open(Path::new(&path), &options).unwrap();
             if kind == DeviceKind::Direct && *image.caching() != Caching::Direct {
