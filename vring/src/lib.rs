@@ -89,6 +89,7 @@ mod fault;
 mod head;
 mod in_flight;
 mod notification;
+mod packed;
 mod ring_memory;
 mod split;
 
