@@ -88,8 +88,8 @@ pub mod driver;
 mod fault;
 mod head;
 mod in_flight;
+mod in_order;
 mod notification;
-mod packed;
 mod ring_memory;
 mod split;
 

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use crate::chain::Segment;
 use crate::config::{QueueSize, RingAddresses, RingFeatures};
 use crate::driver::DriverError;
+use crate::driver::in_order::Order;
 use crate::notification::need_event;
 use crate::ring_memory::{DESCRIPTOR_BYTES, DESCRIPTOR_LEN};
 use crate::split::descriptor::{Descriptor, F_INDIRECT, F_NEXT, F_WRITE};
@@ -92,6 +93,9 @@ pub struct SplitDriver<M> {
     next_used: u16,
     /// `used.idx` as last read.
     used_idx: u16,
+    /// With `VIRTIO_F_IN_ORDER`. Descriptors are then taken in ring order, and `next` never changes
+    /// (virtio 1.3 §2.7.9).
+    order: Option<Order>,
 }
 
 impl<M> fmt::Debug for SplitDriver<M> {
@@ -157,8 +161,9 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
         Ok(Self {
             rings,
             features,
-            // The last link is never followed: it is taken when nothing is free any more.
-            next: (1..=entries).collect(),
+            // Without IN_ORDER the last link is never followed: it is taken when nothing is free
+            // any more.
+            next: (1..=entries).map(|next| next % entries).collect(),
             chain_len: vec![0; usize::from(entries)].into_boxed_slice(),
             free_head: 0,
             free: entries,
@@ -167,6 +172,7 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
             kicked: index,
             next_used: index,
             used_idx: index,
+            order: features.in_order.then(|| Order::new(entries)),
         })
     }
 
@@ -202,7 +208,7 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
             index = next;
         }
         self.take(head, last, count);
-        self.stage(head);
+        self.stage(head, total_len(writable));
         Ok(head)
     }
 
@@ -239,15 +245,18 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
             },
         );
         self.take(head, head, 1);
-        self.stage(head);
+        self.stage(head, total_len(writable));
         Ok(head)
     }
 
     /// Stages `head` as it is, right or wrong: for descriptors written with
     /// [`write_desc`](Self::write_desc). No descriptor is taken off the free list.
+    ///
+    /// With `VIRTIO_F_IN_ORDER` its used length is reported as 0 if the device skips its used
+    /// element: how much that would be is not looked up.
     #[inline]
     pub fn offer(&mut self, head: u16) {
-        self.stage(head);
+        self.stage(head, 0);
     }
 
     /// Makes every staged chain available, with one store, and returns how many there were.
@@ -281,8 +290,14 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
     }
 
     /// Takes the next completion, and frees its descriptors.
+    ///
+    /// With `VIRTIO_F_IN_ORDER` a used element may stand for several chains: each is a completion
+    /// of its own, those before the last with all their writable bytes written.
     #[inline]
     pub fn poll_used(&mut self) -> Option<Used> {
+        if let Some((head, len)) = self.order.as_mut().and_then(Order::next) {
+            return Some(self.complete(head, len));
+        }
         if self.next_used == self.used_idx {
             self.used_idx = self.rings.used_idx();
             if self.next_used == self.used_idx {
@@ -290,6 +305,20 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
             }
         }
         let (id, len) = self.rings.used_element(self.next_used);
+        if let Some(order) = &mut self.order {
+            let limit = self.used_idx.wrapping_sub(self.next_used);
+            if order.begin_run(id, len, usize::from(limit))
+                && let Some((head, len)) = order.next()
+            {
+                return Some(self.complete(head, len));
+            }
+            self.next_used = self.next_used.wrapping_add(1);
+            return Some(Used {
+                id,
+                len,
+                expected: false,
+            });
+        }
         self.next_used = self.next_used.wrapping_add(1);
         let expected = u16::try_from(id).is_ok_and(|head| self.release(head));
         Some(Used { id, len, expected })
@@ -379,6 +408,16 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
         Some(())
     }
 
+    /// The completion of the oldest chain, in order.
+    fn complete(&mut self, head: u16, len: u32) -> Used {
+        self.next_used = self.next_used.wrapping_add(1);
+        Used {
+            id: u32::from(head),
+            len,
+            expected: self.release(head),
+        }
+    }
+
     fn reserve(&self, needed: usize) -> Result<u16, Full> {
         match u16::try_from(needed) {
             Ok(count) if count <= self.free => Ok(count),
@@ -405,18 +444,24 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
         if count == 0 {
             return false;
         }
+        self.free += count;
+        if self.order.is_some() {
+            return true;
+        }
         let mut last = head;
         for _ in 1..count {
             last = self.next[usize::from(last)];
         }
         self.next[usize::from(last)] = self.free_head;
         self.free_head = head;
-        self.free += count;
         true
     }
 
     #[inline]
-    fn stage(&mut self, head: u16) {
+    fn stage(&mut self, head: u16, writable: u32) {
+        if let Some(order) = &mut self.order {
+            order.offer(head, writable);
+        }
         self.rings.store_avail_entry(self.next_avail(), head);
         self.staged = self.staged.wrapping_add(1);
     }
@@ -497,6 +542,13 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
     pub fn used_entry(&self, position: u16) -> (u32, u32) {
         self.rings.used_element(position)
     }
+}
+
+/// Bytes of a chain's writable buffers, as far as a used length can tell.
+#[inline]
+fn total_len(segments: &[Segment]) -> u32 {
+    let total = |sum: u32, segment: &Segment| sum.saturating_add(segment.len);
+    segments.iter().fold(0, total)
 }
 
 /// The segments of a chain in order, each with the flag of its direction. Empty in, one empty

@@ -20,6 +20,7 @@ use crate::config::{QueueConfig, QueueSize, RingAddresses, RingFeatures, StartEr
 use crate::fault::{PopError, RingFault};
 use crate::head::Head;
 use crate::in_flight::InFlight;
+use crate::in_order::InOrder;
 use crate::notification::need_event;
 
 /// `avail.flags`: the driver wants no interrupt. The only bit looked at (row A7).
@@ -98,6 +99,8 @@ pub struct SplitQueue<M> {
     /// The `NO_NOTIFY` bit as last stored.
     kicks_disabled: bool,
     in_flight: InFlight,
+    /// Chains that wait for those before them, with `VIRTIO_F_IN_ORDER`.
+    in_order: Option<Box<InOrder>>,
     /// The head that [`unpop`](Self::unpop) can take back, while it is in flight.
     latest: Option<u16>,
     fault: Option<RingFault>,
@@ -156,6 +159,7 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
             signalled_used: None,
             kicks_disabled: false,
             in_flight: InFlight::new(config.size.get()),
+            in_order: (config.features.in_order).then(|| Box::new(InOrder::new(config.size.get()))),
             latest: None,
             fault: None,
             fault_reported: false,
@@ -186,14 +190,22 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         if index >= size {
             return self.ring_fault(RingFault::HeadOutOfRange { head: index, size });
         }
-        if !self.in_flight.insert(index) {
+        // What waits to be given back in order is still the device's, though not in flight.
+        let is_new = (self.in_order.as_mut()).is_none_or(|in_order| in_order.arrive(index))
+            && self.in_flight.insert(index);
+        if !is_new {
             return self.ring_fault(RingFault::HeadInFlight { head: index });
         }
         self.next_avail = self.next_avail.wrapping_add(1);
         self.latest = Some(index);
         let head = Head::new(index);
         match walk(&self.rings, self.features.indirect_desc, index, chain) {
-            Ok(()) => Ok(Some(head)),
+            Ok(()) => {
+                if let Some(in_order) = &mut self.in_order {
+                    in_order.set_latest_writable(chain.writable_len());
+                }
+                Ok(Some(head))
+            }
             Err(fault) => Err(PopError::Chain { head, fault }),
         }
     }
@@ -211,6 +223,10 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
             return Err(head);
         }
         self.latest = None;
+        if let Some(in_order) = &mut self.in_order {
+            let was_latest = in_order.retract(head.index());
+            debug_assert!(was_latest, "both know which pop was the latest");
+        }
         self.next_avail = self.next_avail.wrapping_sub(1);
         if self.fault.is_some() {
             // A stopped ring stays empty.
@@ -224,6 +240,9 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     ///
     /// Only stages the used element; the driver sees it after [`publish`](Self::publish). Works
     /// after a ring fault too, so that what is in flight completes.
+    ///
+    /// In any order. With `VIRTIO_F_IN_ORDER` (virtio 1.3 §2.7.9) a chain waits in the queue until
+    /// all that were popped before it have been pushed.
     #[inline]
     pub fn push(&mut self, head: Head, len: u32) {
         let index = head.index();
@@ -232,14 +251,24 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         if !was_in_flight || self.lost {
             return;
         }
+        if let Some(in_order) = &mut self.in_order {
+            in_order.complete(index, len);
+            return;
+        }
         self.rings.store_used_element(self.next_used(), index, len);
         self.staged += 1;
     }
 
-    /// Makes every staged element visible to the driver, with one store, and returns how many
-    /// there were.
+    /// Makes every chain pushed visible to the driver, with one store, and returns how many there
+    /// were.
+    ///
+    /// With `VIRTIO_F_IN_ORDER`: those before which all have been pushed. Chains in a row that were
+    /// written in full share one used element, that of the last.
     #[inline]
     pub fn publish(&mut self) -> usize {
+        if self.in_order.is_some() {
+            self.stage_in_order();
+        }
         let count = self.staged;
         if count == 0 {
             return 0;
@@ -417,6 +446,26 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     fn next_used(&self) -> u16 {
         let [low, high, ..] = self.staged.to_le_bytes();
         self.used_idx.wrapping_add(u16::from_le_bytes([low, high]))
+    }
+
+    /// Stages the used elements of the chains whose turn it is.
+    ///
+    /// A run's element goes where that of its first chain would have gone, and the index passes all
+    /// of them (virtio 1.3 §2.7.9).
+    fn stage_in_order(&mut self) {
+        let mut position = self.next_used();
+        let Some(in_order) = &mut self.in_order else {
+            return;
+        };
+        if self.lost {
+            return;
+        }
+        while let Some(run) = in_order.take_run(|_| {}) {
+            self.rings
+                .store_used_element(position, run.last, run.written);
+            position = position.wrapping_add(run.chains);
+            self.staged += usize::from(run.chains);
+        }
     }
 
     /// Reads `avail.idx`; true if there is something to fetch.
