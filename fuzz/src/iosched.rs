@@ -62,7 +62,10 @@ fn batches(u: &mut Unstructured<'_>) -> Result<Vec<Vec<Item>>> {
         let op = match control {
             0..=29 => Op::Read,
             30..=57 => Op::Write,
-            58..=61 => Op::Barrier,
+            58 => Op::Barrier,
+            59 => Op::Flush,
+            60 => Op::Discard,
+            61 => Op::WriteZeroes,
             _ => {
                 batches.push(Vec::new());
                 continue;
@@ -122,7 +125,9 @@ pub fn run(input: Input) {
     };
     let mut merger = Merger::new(capacity, limits);
     assert_eq!(merger.capacity(), capacity.min(MAX_CAPACITY));
-    let mut expected = *merger.stats();
+    // Parts of each merged request so far.
+    let mut sizes = Vec::new();
+    let (mut batch_count, mut requests_in, mut bytes) = (0, 0, 0u64);
     for items in &batches {
         let mut requests = Vec::new();
         for (tag, item) in (0u32..).zip(items) {
@@ -162,16 +167,29 @@ pub fn run(input: Input) {
         assert!(merger.is_empty());
         check(&requests, limits, &out);
 
-        if !requests.is_empty() {
-            expected.batches += 1;
+        batch_count += u64::from(!requests.is_empty());
+        requests_in += requests.len() as u64;
+        let moved = out.iter().filter(|merged| merged.op.moves_data());
+        bytes = moved.fold(bytes, |sum, merged| sum.saturating_add(merged.len));
+        sizes.extend(out.iter().map(|merged| merged.parts.len() as u64));
+        let stats = merger.stats();
+        assert_eq!(stats.batches, batch_count);
+        assert_eq!(stats.requests_in, requests_in);
+        assert_eq!(stats.requests_out, sizes.len() as u64);
+        assert_eq!(stats.bytes, bytes);
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        assert_eq!(stats.largest_merge, largest);
+        let mut next = 1;
+        for (range, count) in stats.merge_sizes() {
+            assert_eq!(*range.start(), next);
+            next = range.end() + 1;
+            let expected = sizes.iter().filter(|&size| range.contains(size)).count();
+            assert_eq!(count, expected as u64);
         }
-        expected.requests_in += requests.len() as u64;
-        expected.requests_out += out.len() as u64;
-        let moved = out.iter().filter(|merged| merged.op != Op::Barrier);
-        expected.bytes = moved.fold(expected.bytes, |sum, merged| sum.saturating_add(merged.len));
-        let largest = out.iter().map(|merged| merged.parts.len() as u64).max();
-        expected.largest_merge = expected.largest_merge.max(largest.unwrap_or(0));
-        assert_eq!(*merger.stats(), expected);
+        assert!(
+            next > largest,
+            "the histogram ends before the largest merge"
+        );
     }
 }
 
@@ -263,7 +281,7 @@ fn check_merged(merged: &Emitted, limits: Limits) {
         );
         return;
     }
-    assert_ne!(*op, Op::Barrier);
+    assert!(op.moves_data());
     let mut at = u128::from(*offset);
     for part in parts {
         assert!(part.len > 0);
@@ -307,17 +325,17 @@ fn end(request: &Request) -> u128 {
 
 fn conflict(a: &Request, b: &Request) -> bool {
     let overlap = u128::from(a.offset.max(b.offset)) < end(a).min(end(b));
-    a.op == Op::Barrier
-        || b.op == Op::Barrier
+    !a.op.moves_data()
+        || !b.op.moves_data()
         || (overlap && (a.op == Op::Write || b.op == Op::Write))
 }
 
 /// A disk with a cell between any two neighbouring ends of requests.
 #[derive(Debug, PartialEq)]
 struct Effect {
-    /// The tag of the last write of each cell.
+    /// The tag of the last write, discard or write-zeroes of each cell.
     disk: Vec<Option<u32>>,
-    /// What each read found.
+    /// What each read found, and each flush made stable.
     reads: BTreeMap<u32, Vec<Option<u32>>>,
 }
 
@@ -336,13 +354,17 @@ fn apply(requests: &[Request], order: impl Iterator<Item = usize>) -> Effect {
         let from = cuts.partition_point(|&cut| cut < u128::from(request.offset));
         let to = cuts.partition_point(|&cut| cut < end(request));
         match request.op {
-            Op::Write => effect.disk[from..to].fill(Some(request.tag)),
+            Op::Write | Op::Discard | Op::WriteZeroes => {
+                effect.disk[from..to].fill(Some(request.tag));
+            }
             Op::Read => {
                 effect
                     .reads
                     .insert(request.tag, effect.disk[from..to].to_vec());
             }
-            Op::Barrier => {}
+            Op::Flush | Op::Barrier => {
+                effect.reads.insert(request.tag, effect.disk.clone());
+            }
         }
     }
     effect
@@ -360,7 +382,7 @@ fn check_nothing_left(requests: &[Request], limits: Limits, out: &[Emitted]) {
     if bound || ordered {
         return;
     }
-    let moves = |merged: &&Emitted| merged.op != Op::Barrier && merged.len > 0;
+    let moves = |merged: &&Emitted| merged.op.moves_data() && merged.len > 0;
     let end = |merged: &Emitted| u128::from(merged.offset) + u128::from(merged.len);
     for merged in out.iter().filter(moves) {
         // One that passes the end of the address space may not follow.

@@ -1,6 +1,7 @@
 //! Layers: which requests have to come out after which.
 
 use crate::request::{Op, Request};
+use crate::steps::step;
 
 /// A request in sorted order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,7 @@ pub(crate) fn any_conflict<'a>(sorted: impl Iterator<Item = &'a Request>) -> boo
     let mut last_read = None;
     let mut last_write = None;
     for request in sorted {
+        step();
         let Some(last) = request.last() else { continue };
         let overlaps = |other: Option<u64>| other.is_some_and(|other| request.offset <= other);
         let farthest = match request.op {
@@ -72,8 +74,14 @@ impl Layers {
         }
         for (request, &position) in requests.iter().zip(arrival.iter()) {
             let Some(last) = request.last() else { continue };
-            let begin = keys.partition_point(|key| key.offset < request.offset);
-            let end = keys.partition_point(|key| key.offset <= last);
+            let begin = keys.partition_point(|key| {
+                step();
+                key.offset < request.offset
+            });
+            let end = keys.partition_point(|key| {
+                step();
+                key.offset <= last
+            });
             // A tree holds layers plus one, so that 0 means none: the layer above is the value.
             let after_writes = self.writes.max(begin, end);
             let (layer, tree) = match request.op {
@@ -126,6 +134,7 @@ impl MaxTree {
         debug_assert!(begin < end && end <= self.leaves);
         let (mut left, mut right) = (begin + self.leaves, end + self.leaves);
         while left < right {
+            step();
             if left % 2 == 1 {
                 self.raise_node(left, value);
                 left += 1;
@@ -139,6 +148,7 @@ impl MaxTree {
         }
         for leaf in [begin + self.leaves, end - 1 + self.leaves] {
             for node in ancestors(leaf) {
+                step();
                 self.nodes[node].highest = self.nodes[node].highest.max(value);
             }
         }
@@ -155,6 +165,7 @@ impl MaxTree {
         let mut max = 0;
         let (mut left, mut right) = (begin + self.leaves, end + self.leaves);
         while left < right {
+            step();
             if left % 2 == 1 {
                 max = max.max(self.nodes[left].highest);
                 left += 1;
@@ -169,6 +180,7 @@ impl MaxTree {
         // Raises that stopped above the range's nodes.
         for leaf in [begin + self.leaves, end - 1 + self.leaves] {
             for node in ancestors(leaf) {
+                step();
                 max = max.max(self.nodes[node].floor);
             }
         }

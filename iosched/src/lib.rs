@@ -18,7 +18,8 @@
 //! * Two requests that overlap, at least one of them a write, come out in the order they came in and
 //!   are never parts of the same merged request. The order of all others is free: virtio-blk
 //!   promises none (virtio 1.3, 5.2.6), and there is none once they are in flight.
-//! * Nothing moves across an [`Op::Barrier`], and a barrier is never merged.
+//! * Nothing moves across a flush, a discard, a write-zeroes or any other [barrier](Op::moves_data),
+//!   and none of these is ever merged.
 //! * Any values are taken: a request of length 0, or one that ends at or beyond 2^64, passes alone.
 //!
 //! The order of the list is that of submission. Requests in flight at the same time are not ordered
@@ -80,9 +81,14 @@ mod completion;
 mod layers;
 mod merger;
 mod request;
+mod stats;
+mod steps;
 mod touch;
+#[cfg(test)]
+mod worst_cases;
 
 // The public interface is:
 pub use crate::completion::{PartOutcome, SplitCompletion, split_completion};
-pub use crate::merger::{Full, MAX_CAPACITY, Merger, Stats};
+pub use crate::merger::{Full, MAX_CAPACITY, Merger};
 pub use crate::request::{Limits, Merged, Op, Part, Request};
+pub use crate::stats::Stats;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use crate::layers::{Key, Layers, any_conflict};
 use crate::request::{Limits, Merged, Op, Part, Request};
+use crate::stats::Stats;
+use crate::steps::step;
 use crate::touch::TouchTable;
 
 /// Most requests in a batch. Twice the largest virtqueue (32768), which is more than one look at a
@@ -21,22 +23,6 @@ impl fmt::Display for Full {
 }
 
 impl std::error::Error for Full {}
-
-/// Counters since the merger was made. They stop at their maximum.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Batches unplugged, empty ones not counted.
-    pub batches: u64,
-    /// Requests that went in.
-    pub requests_in: u64,
-    /// Merged requests that came out: `requests_in - requests_out` submissions were saved.
-    pub requests_out: u64,
-    /// Bytes of the reads and writes.
-    pub bytes: u64,
-    /// Parts of the largest merged request so far.
-    pub largest_merge: u64,
-}
 
 /// Collects the requests of a batch and merges them. See the [crate's page](crate) for what is
 /// guaranteed and how it works.
@@ -143,8 +129,7 @@ impl Merger {
         let ascending = std::mem::replace(&mut self.ascending, true);
         self.end = 0;
 
-        self.stats.batches = self.stats.batches.saturating_add(1);
-        self.stats.requests_in = self.stats.requests_in.saturating_add(batch.len() as u64);
+        self.stats.count_batch(batch.len());
         let mut out = Out {
             limits: self.limits,
             parts: &mut self.parts,
@@ -155,7 +140,7 @@ impl Merger {
         if ascending {
             out.neighbours(batch);
         } else if !self.touch.may_touch(batch) {
-            batch.iter().for_each(|request| out.alone(request));
+            out.all_alone(batch);
         } else {
             let mut sorter = Sorter {
                 layers: &mut self.layers,
@@ -163,9 +148,9 @@ impl Merger {
                 arrival: &mut self.arrival,
                 chained: &mut self.chained,
             };
-            for piece in batch.chunk_by(|a, b| a.op != Op::Barrier && b.op != Op::Barrier) {
+            for piece in batch.chunk_by(|a, b| a.op.moves_data() && b.op.moves_data()) {
                 match piece {
-                    [request] => out.alone(request),
+                    [_] => out.all_alone(piece),
                     _ => {
                         sorter.sort(piece);
                         sorter.chains(piece, &mut out);
@@ -228,12 +213,24 @@ impl<F: FnMut(Merged<'_>)> Out<'_, F> {
         self.finish(run);
     }
 
-    fn alone(&mut self, request: &Request) {
-        let run = self.begin(request);
-        self.finish(run);
+    /// Hands the requests out in their order, unmerged.
+    fn all_alone(&mut self, requests: &[Request]) {
+        // Counted for all at once, which a panic in `emit` then leaves too high.
+        self.stats.count_alone(requests);
+        for request in requests {
+            step();
+            (self.emit)(Merged {
+                op: request.op,
+                offset: request.offset,
+                len: request.len,
+                segments: request.segments,
+                parts: std::slice::from_ref(&request.into()),
+            });
+        }
     }
 
     fn begin(&mut self, request: &Request) -> Run {
+        step();
         self.parts.clear();
         self.parts.push(request.into());
         Run {
@@ -247,6 +244,7 @@ impl<F: FnMut(Merged<'_>)> Out<'_, F> {
 
     /// Adds `request` to the end of `run` if it may.
     fn extend(&mut self, run: &mut Run, request: &Request) -> bool {
+        step();
         let Some(end) = request.mergeable_end() else {
             return false;
         };
@@ -272,12 +270,7 @@ impl<F: FnMut(Merged<'_>)> Out<'_, F> {
     }
 
     fn finish(&mut self, run: Run) {
-        let stats = &mut *self.stats;
-        stats.requests_out = stats.requests_out.saturating_add(1);
-        stats.largest_merge = stats.largest_merge.max(self.parts.len() as u64);
-        if run.op != Op::Barrier {
-            stats.bytes = stats.bytes.saturating_add(run.len);
-        }
+        self.stats.count_merged(run.op, run.len, self.parts.len());
         (self.emit)(Merged {
             op: run.op,
             offset: run.offset,
@@ -317,14 +310,19 @@ impl Sorter<'_> {
                 offset: request.offset,
                 index,
             }));
-        self.keys
-            .sort_unstable_by_key(|key| (key.offset, key.index));
+        self.keys.sort_unstable_by_key(|key| {
+            step();
+            (key.offset, key.index)
+        });
         let conflict = any_conflict(self.keys.iter().map(|key| &piece[key.index as usize]));
         if conflict {
             self.layers.assign(self.keys, piece, self.arrival);
         }
         if conflict || self.keys.iter().any(|key| key.alone) {
-            self.keys.sort_unstable();
+            self.keys.sort_unstable_by(|a, b| {
+                step();
+                a.cmp(b)
+            });
         }
     }
 
@@ -355,7 +353,10 @@ fn chain<F: FnMut(Merged<'_>)>(
     chained.clear();
     chained.resize(layer.len(), 0);
     let mut first = 0;
-    for group in layer.chunk_by(|a, b| a.offset == b.offset) {
+    for group in layer.chunk_by(|a, b| {
+        step();
+        a.offset == b.offset
+    }) {
         for head in first + chained[first] as usize..first + group.len() {
             let mut run = out.begin(request(head));
             let mut position = head;
@@ -381,7 +382,10 @@ fn find(layer: &[Key], from: usize, offset: u64) -> Option<usize> {
     let skip = if rest.first()?.offset >= offset {
         0
     } else {
-        rest.partition_point(|key| key.offset < offset)
+        rest.partition_point(|key| {
+            step();
+            key.offset < offset
+        })
     };
     (rest.get(skip)?.offset == offset).then_some(from + skip)
 }

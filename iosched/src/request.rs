@@ -7,9 +7,28 @@ pub enum Op {
     Read,
     /// Moves data to the disk.
     Write,
-    /// Anything else that has to keep its place: flush, discard, write zeroes. Nothing moves across
-    /// it and it is never merged; its offset and length are passed through.
+    /// Makes earlier writes stable (`VIRTIO_BLK_T_FLUSH`). Keeps its place, as all that follow here
+    /// do: nothing moves across it and it is never merged; its offset and length are passed through.
+    Flush,
+    /// Gives up a range (`VIRTIO_BLK_T_DISCARD`). Keeps its place.
+    Discard,
+    /// Zeroes a range without moving data (`VIRTIO_BLK_T_WRITE_ZEROES`). Keeps its place.
+    WriteZeroes,
+    /// Anything else that has to keep its place.
     Barrier,
+}
+
+impl Op {
+    /// Whether it transfers data, and so may be merged. What does not keeps its place: nothing
+    /// moves across it.
+    ///
+    /// A discard or a write-zeroes would only have to order what overlaps it. That it orders the
+    /// rest of its batch as well costs little, for they are rare, and its ranges, of which one
+    /// request may have several (virtio 1.3 5.2.6), need not be known here.
+    #[must_use]
+    pub const fn moves_data(self) -> bool {
+        matches!(self, Self::Read | Self::Write)
+    }
 }
 
 /// Bounds on a merged request, those of the engine below.
@@ -43,7 +62,7 @@ impl Request {
     /// value exists.
     pub(crate) fn mergeable_end(&self) -> Option<u64> {
         match self.op {
-            Op::Read | Op::Write if self.len > 0 => self.offset.checked_add(self.len),
+            op if op.moves_data() && self.len > 0 => self.offset.checked_add(self.len),
             _ => None,
         }
     }

@@ -191,6 +191,55 @@ fn nothing_moves_or_merges_across_a_barrier() {
 }
 
 #[test]
+fn flush_discard_and_write_zeroes_keep_their_place_and_let_nothing_by() {
+    for op in [Op::Flush, Op::Discard, Op::WriteZeroes, Op::Barrier] {
+        // Far from the others: it is the operation that counts, not its range.
+        let far = request(op, 2, 1 << 30, 512);
+        let backwards = [
+            write(0, 512, 512),
+            write(1, 0, 512),
+            far,
+            write(3, 1536, 512),
+            write(4, 1024, 512),
+        ];
+        assert_eq!(
+            tags(&backwards, LIMITS),
+            [vec![1, 0], vec![2], vec![4, 3]],
+            "{op:?}"
+        );
+        let ascending = [
+            write(0, 0, 512),
+            request(op, 1, 512, 512),
+            write(2, 512, 512),
+        ];
+        assert_eq!(tags(&ascending, LIMITS), [[0], [1], [2]], "{op:?}");
+        assert_eq!(tags(&[far], LIMITS), [[2]]);
+    }
+}
+
+#[test]
+fn the_histogram_counts_merged_requests_by_their_parts() {
+    let mut merger = Merger::new(64, LIMITS);
+    let mut tag = 0;
+    // Runs of 1, 2, 3, 4 and 7 parts, and a flush.
+    for len in [1, 2, 3, 4, 7] {
+        for index in 0..len {
+            merger
+                .plug(read(tag, (len * 1000 + index) * 512, 512))
+                .unwrap();
+            tag += 1;
+        }
+    }
+    merger.plug(request(Op::Flush, tag, 0, 0)).unwrap();
+    merger.unplug(|_| ());
+    let stats = merger.stats();
+    let sizes: Vec<_> = stats.merge_sizes().collect();
+    assert_eq!(sizes, [(1..=1, 2), (2..=3, 2), (4..=7, 2)]);
+    assert_eq!((stats.requests_in, stats.requests_out), (18, 6));
+    assert_eq!((stats.bytes, stats.largest_merge), (17 * 512, 7));
+}
+
+#[test]
 fn barriers_that_touch_are_not_merged_and_pass_their_range_through() {
     let mut merger = Merger::new(2, LIMITS);
     let discards = [

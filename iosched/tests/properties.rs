@@ -1,8 +1,8 @@
 //! The merger against a naive model that applies requests sector by sector.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use iosched::{Limits, Merger, Op, Part, PartOutcome, Request, Stats, split_completion};
+use iosched::{Limits, Merger, Op, Part, PartOutcome, Request, split_completion};
 use proptest::prelude::*;
 
 /// Bytes of the model disk, each its own sector.
@@ -26,7 +26,7 @@ struct Emitted {
 impl Emitted {
     /// Where a next part would begin.
     fn mergeable_end(&self) -> Option<u64> {
-        let moves = self.op != Op::Barrier && self.len > 0;
+        let moves = self.op.moves_data() && self.len > 0;
         self.offset.checked_add(self.len).filter(|_| moves)
     }
 }
@@ -65,9 +65,9 @@ struct Access {
 /// What there is to see of a list of requests.
 #[derive(Debug, PartialEq)]
 struct Effect {
-    /// The tag of the last write of each byte.
+    /// The tag of the last write, discard or write-zeroes of each byte.
     disk: Vec<Option<u32>>,
-    /// What each read found, by its tag.
+    /// What each read found, and each flush made stable, by its tag.
     reads: HashMap<u32, Vec<Option<u32>>>,
 }
 
@@ -80,15 +80,16 @@ fn apply(accesses: impl Iterator<Item = Access>) -> Effect {
         let begin = usize::try_from(access.offset.min(DISK)).unwrap();
         let end = usize::try_from(access.offset.saturating_add(access.len).min(DISK)).unwrap();
         match access.op {
-            Op::Write => disk[begin..end].fill(Some(access.tag)),
+            // Each of these leaves bytes that tell whose they are.
+            Op::Write | Op::Discard | Op::WriteZeroes => disk[begin..end].fill(Some(access.tag)),
             Op::Read => {
-                assert!(
-                    reads
-                        .insert(access.tag, disk[begin..end].to_vec())
-                        .is_none()
-                );
+                let seen = disk[begin..end].to_vec();
+                assert!(reads.insert(access.tag, seen).is_none());
             }
-            Op::Barrier => {}
+            // What it makes stable is everything that was written before, wherever.
+            Op::Flush | Op::Barrier => {
+                assert!(reads.insert(access.tag, disk.clone()).is_none());
+            }
         }
     }
     Effect { disk, reads }
@@ -124,8 +125,8 @@ fn overlap(a: &Request, b: &Request) -> bool {
 }
 
 fn conflict(a: &Request, b: &Request) -> bool {
-    a.op == Op::Barrier
-        || b.op == Op::Barrier
+    !a.op.moves_data()
+        || !b.op.moves_data()
         || (overlap(a, b) && (a.op == Op::Write || b.op == Op::Write))
 }
 
@@ -166,7 +167,7 @@ fn check(requests: &[Request], limits: Limits, out: &[Emitted]) {
         assert_eq!(Some(emitted.len), len);
         assert_eq!(emitted.segments, segments);
         if emitted.parts.len() > 1 {
-            assert_ne!(emitted.op, Op::Barrier);
+            assert!(emitted.op.moves_data());
             assert!(emitted.segments <= limits.max_segments);
             assert!(emitted.len <= limits.max_bytes);
             assert!(
@@ -196,7 +197,7 @@ fn check(requests: &[Request], limits: Limits, out: &[Emitted]) {
 
 /// No two merged requests between the same barriers could be one, for batches without conflicts.
 fn check_complete(limits: Limits, out: &[Emitted]) {
-    for piece in out.split(|emitted| emitted.op == Op::Barrier) {
+    for piece in out.split(|emitted| !emitted.op.moves_data()) {
         for a in piece {
             for b in piece {
                 let touch = a.mergeable_end() == Some(b.offset)
@@ -213,6 +214,48 @@ fn check_complete(limits: Limits, out: &[Emitted]) {
     }
 }
 
+/// A disk some of whose bytes cannot be transferred: a transfer ends before the first of them.
+#[derive(Debug)]
+struct BadDisk {
+    bad: BTreeSet<u64>,
+    /// The tag of the last write of each byte.
+    written: Vec<Option<u32>>,
+}
+
+impl BadDisk {
+    fn new() -> Self {
+        Self {
+            bad: BTreeSet::new(),
+            written: vec![None; usize::try_from(DISK).unwrap()],
+        }
+    }
+
+    /// Bytes done.
+    fn transfer(&mut self, emitted: &Emitted) -> u64 {
+        if !emitted.op.moves_data() {
+            return emitted.len;
+        }
+        let end = emitted.offset.saturating_add(emitted.len);
+        // Of an empty range there is none.
+        let stop = self
+            .bad
+            .iter()
+            .copied()
+            .find(|&bad| bad >= emitted.offset && bad < end);
+        let done = stop.map_or(emitted.len, |stop| stop - emitted.offset);
+        if emitted.op == Op::Write {
+            for part in &emitted.parts {
+                for byte in part.offset..part.offset.saturating_add(part.len).min(DISK) {
+                    if byte - emitted.offset < done {
+                        self.written[usize::try_from(byte).unwrap()] = Some(part.tag);
+                    }
+                }
+            }
+        }
+        done
+    }
+}
+
 fn numbered(requests: Vec<Request>) -> Vec<Request> {
     (0..)
         .zip(requests)
@@ -220,11 +263,15 @@ fn numbered(requests: Vec<Request>) -> Vec<Request> {
         .collect()
 }
 
+fn barrier() -> impl Strategy<Value = Op> {
+    proptest::sample::select(vec![Op::Flush, Op::Discard, Op::WriteZeroes, Op::Barrier])
+}
+
 fn op(barriers: u32) -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => Just(Op::Read),
         8 => Just(Op::Write),
-        barriers => Just(Op::Barrier),
+        barriers => barrier(),
     ]
 }
 
@@ -277,7 +324,7 @@ fn disjoint() -> impl Strategy<Value = Vec<Request>> {
 
 /// Reads only, that overlap at will and come between barriers.
 fn reads() -> impl Strategy<Value = Vec<Request>> {
-    let op = prop_oneof![9 => Just(Op::Read), 1 => Just(Op::Barrier)];
+    let op = prop_oneof![9 => Just(Op::Read), 1 => barrier()];
     let request = (op, 0..8u64, 1..4u64).prop_map(|(op, offset, len)| Request {
         op,
         offset,
@@ -332,22 +379,81 @@ proptest! {
         limits in limits(),
     ) {
         let mut merger = Merger::new(64, limits);
-        let mut expected = Stats::default();
+        let mut sizes = Vec::new();
+        let (mut count, mut requests_in, mut bytes) = (0, 0, 0u64);
         for requests in &batches {
             let out = merge_with(&mut merger, requests);
             prop_assert_eq!(&out, &merge(requests, limits));
 
-            expected.batches += u64::from(!requests.is_empty());
-            expected.requests_in += requests.len() as u64;
-            expected.requests_out += out.len() as u64;
+            count += u64::from(!requests.is_empty());
+            requests_in += requests.len() as u64;
             for emitted in out {
-                expected.largest_merge = expected.largest_merge.max(emitted.parts.len() as u64);
-                if emitted.op != Op::Barrier {
-                    expected.bytes = expected.bytes.saturating_add(emitted.len);
+                sizes.push(emitted.parts.len() as u64);
+                if emitted.op.moves_data() {
+                    bytes = bytes.saturating_add(emitted.len);
                 }
             }
-            prop_assert_eq!(merger.stats(), &expected);
+            let stats = merger.stats();
+            prop_assert_eq!(stats.batches, count);
+            prop_assert_eq!((stats.requests_in, stats.requests_out), (requests_in, sizes.len() as u64));
+            prop_assert_eq!(stats.bytes, bytes);
+            prop_assert_eq!(stats.largest_merge, sizes.iter().copied().max().unwrap_or(0));
+            let mut counted = 0;
+            for (range, merges) in stats.merge_sizes() {
+                let expected = sizes.iter().filter(|&size| range.contains(size)).count() as u64;
+                prop_assert_eq!(merges, expected);
+                counted += merges;
+            }
+            prop_assert_eq!(counted, sizes.len() as u64);
         }
+    }
+
+    #[test]
+    fn i3_parts_complete_once_and_only_those_on_bad_bytes_fail(
+        requests in anything(),
+        limits in limits(),
+        bad in proptest::collection::btree_set(0..DISK, 0..6),
+    ) {
+        // What a caller does: submit in order, split what came short, retry singly.
+        let mut bad_disk = BadDisk { bad, ..BadDisk::new() };
+        let mut ended: HashMap<u32, (bool, u64)> = HashMap::new();
+        for emitted in merge(&requests, limits) {
+            let done = bad_disk.transfer(&emitted);
+            if let [part] = emitted.parts[..] {
+                let ok = done == part.len;
+                prop_assert!(ended.insert(part.tag, (ok, part.len)).is_none());
+                continue;
+            }
+            for (part, outcome) in split_completion(&emitted.parts, done) {
+                let ok = match outcome {
+                    PartOutcome::Complete => true,
+                    PartOutcome::Retry => {
+                        let alone = Emitted { offset: part.offset, len: part.len, parts: vec![part], ..emitted };
+                        bad_disk.transfer(&alone) == part.len
+                    }
+                };
+                prop_assert!(ended.insert(part.tag, (ok, part.len)).is_none());
+            }
+        }
+        prop_assert_eq!(ended.len(), requests.len());
+        let mut alone = BadDisk { bad: bad_disk.bad.clone(), ..BadDisk::new() };
+        for request in &requests {
+            let single = Emitted {
+                op: request.op,
+                offset: request.offset,
+                len: request.len,
+                segments: request.segments,
+                parts: vec![Part {
+                    tag: request.tag,
+                    segments: request.segments,
+                    offset: request.offset,
+                    len: request.len,
+                }],
+            };
+            let ok = alone.transfer(&single) == request.len;
+            prop_assert_eq!(ended[&request.tag], (ok, request.len), "{:?}", request);
+        }
+        prop_assert_eq!(bad_disk.written, alone.written);
     }
 
     #[test]
