@@ -37,6 +37,19 @@ pub enum MapError {
         size: u64,
     },
 
+    /// A dirty log is in force, and has no bit for the region's memory.
+    ///
+    /// The front-end's fault: the log must be enlarged before memory is added
+    /// ([`MemoryMap::start_log`](crate::MemoryMap::start_log) with a larger one). Writes to the
+    /// region would be lost on the way to where the guest is migrated.
+    #[error("region {index}: the dirty log has no bit for guest address {:#x}", .last.0)]
+    BeyondLog {
+        /// The region.
+        index: usize,
+        /// The region's last guest address.
+        last: GuestAddress,
+    },
+
     /// The file is open for reading only or writing only, or as a mere reference (`O_PATH`).
     ///
     /// The front-end's fault: guest memory is read and written through a shared mapping, which
@@ -204,4 +217,18 @@ pub enum MapError {
         /// Where the region was to start in guest-physical memory.
         guest_addr: GuestAddress,
     },
+}
+
+/// Memory of a map has gone while it was in use. See [`SigbusGuard`](crate::SigbusGuard).
+///
+/// The front-end's fault (it truncated the file), or the host's (no memory left for a page that was
+/// never touched).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{size:#x} bytes of memory at guest address {:#x} have gone", .guest_addr.0)]
+#[non_exhaustive]
+pub struct MemoryLost {
+    /// Where the first region that is lost starts in guest-physical memory.
+    pub guest_addr: GuestAddress,
+    /// Its size, in bytes.
+    pub size: u64,
 }

@@ -1,6 +1,6 @@
 //! Which of several address ranges holds an address.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
 
 /// `[start, start + size)`, of at least one byte, that ends at or below 2^64 - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +25,70 @@ impl Span {
     }
 }
 
-/// Spans that do not overlap, in ascending order.
+/// Up to this many spans are searched without a table: they lie in one cache line, and finding the
+/// right one takes two or three comparisons.
+const SPANS_WITHOUT_TABLE: usize = 4;
+
+/// Buckets of the first level: 8 KiB, a quarter of a first-level cache. Eight times as many as there
+/// can be spans, so that spans of the same size have one each even with holes between them.
+const FIRST_LEVEL_BUCKETS: u64 = 4096;
+
+/// Buckets of a further level, which divides one bucket that holds the starts of several spans.
+/// With spans in pairs, and each pair in a level of its own, 32 KiB.
+const NEXT_LEVEL_BUCKETS: u64 = 64;
+
+/// Levels below one another. Three tell addresses apart that differ by a 2^24th of the range from the
+/// first span to the last, for instance by 4 MiB in 64 TiB. What lies closer together is searched,
+/// which then costs less than more levels.
+const LEVELS_BELOW_ONE_ANOTHER: usize = 3;
+
+/// Entries below this are positions of spans; from it on, numbers of levels.
+const LEVEL: u16 = 0x8000;
+
+/// An entry: too many spans start here.
+const CROWDED: u16 = u16::MAX;
+
+/// Spans that do not overlap, in ascending order, and a table that leads to the right one without
+/// a search.
+///
+/// The addresses from the first span's start to the last's are divided into buckets of equal size, a
+/// power of two, as large as can be with no two spans starting in the same. A bucket's entry is the
+/// last span that starts in it or before; an address in the bucket is in that one or, if it is
+/// below its start, in the one before. Where spans of very different size would take more buckets
+/// than there may be, several start in one, and a further level divides it in the same way.
+///
+/// ```text
+///  addr ── - base, >> shift ──> entry ──> span ── addr < start? ──> the one before
+///                                 └─ level ── - base, >> shift ──> entry ──> ...
+/// ```
 #[derive(Debug, Default)]
 pub(crate) struct SpanIndex {
     spans: Box<[Span]>,
+    first_level: Level,
+    next_levels: Box<[Level]>,
+    entries: Box<[u16]>,
+}
+
+/// Buckets that follow one another.
+#[derive(Clone, Copy, Debug, Default)]
+struct Level {
+    /// Where the first begins.
+    base: u64,
+    /// They are 2^shift addresses each.
+    shift: u32,
+    /// The number of the last.
+    last: u64,
+    /// Where in the table their entries are.
+    entries: usize,
+}
+
+impl Level {
+    /// The bucket that `addr` is in. Any address beyond the last bucket, and below the first, counts
+    /// as in the last: the last span reaches as far as it likes, and who asks checks the span.
+    #[inline]
+    fn bucket(&self, addr: u64) -> u64 {
+        (addr.wrapping_sub(self.base) >> self.shift).min(self.last)
+    }
 }
 
 impl SpanIndex {
@@ -36,7 +96,14 @@ impl SpanIndex {
     pub(crate) fn new(spans: Box<[Span]>) -> Self {
         debug_assert!(spans.iter().all(|span| span.size > 0));
         debug_assert!(spans.windows(2).all(|pair| pair[0].end() <= pair[1].start));
-        Self { spans }
+        let mut index = Self {
+            spans,
+            ..Self::default()
+        };
+        if index.spans.len() > SPANS_WITHOUT_TABLE {
+            index.build();
+        }
+        index
     }
 
     #[inline]
@@ -47,73 +114,169 @@ impl SpanIndex {
     /// The span that holds `addr`: its position, and how far into it `addr` is.
     #[inline]
     pub(crate) fn find(&self, addr: u64) -> Option<(usize, u64)> {
-        let position = self
-            .spans
-            .partition_point(|span| span.start <= addr)
-            .checked_sub(1)?;
+        self.find_counting(addr, || ())
+    }
+
+    /// As [`find`](Self::find). Calls `step` for each entry and each span that it looks at.
+    #[inline(always)]
+    fn find_counting(&self, addr: u64, mut step: impl FnMut()) -> Option<(usize, u64)> {
+        let position = if self.spans.len() <= SPANS_WITHOUT_TABLE {
+            self.search(addr, &mut step)?
+        } else {
+            self.look_up(addr, &mut step)?
+        };
+        step();
         let offset = self.spans.get(position)?.offset_of(addr)?;
         Some((position, offset))
     }
+
+    /// The last span that starts at `addr` or below.
+    #[inline(always)]
+    fn search(&self, addr: u64, step: &mut impl FnMut()) -> Option<usize> {
+        let after = self.spans.partition_point(|span| {
+            step();
+            span.start <= addr
+        });
+        after.checked_sub(1)
+    }
+
+    /// The same for addresses in any span; for others, any span.
+    #[inline(always)]
+    fn look_up(&self, addr: u64, step: &mut impl FnMut()) -> Option<usize> {
+        let mut level = &self.first_level;
+        // Ends: a level's entries lead to levels that were made later only.
+        loop {
+            // Less than there are entries.
+            let bucket = usize::try_from(level.bucket(addr)).ok()?;
+            step();
+            let entry = *self.entries.get(level.entries + bucket)?;
+            if entry < LEVEL {
+                let position = usize::from(entry);
+                let before = addr < self.spans.get(position)?.start;
+                step();
+                return position.checked_sub(usize::from(before));
+            }
+            if entry == CROWDED {
+                return self.search_crowd(addr, step);
+            }
+            level = self.next_levels.get(usize::from(entry - LEVEL))?;
+        }
+    }
+
+    #[cold]
+    fn search_crowd(&self, addr: u64, step: &mut impl FnMut()) -> Option<usize> {
+        self.search(addr, step)
+    }
+
+    fn build(&mut self) {
+        let (Some(first), Some(last)) = (self.spans.first(), self.spans.last()) else {
+            return;
+        };
+        let (first, last) = (first.start, last.start);
+        // A bucket starts at a multiple of its size: spans that do as well fill whole buckets, and
+        // none is shared with the span before.
+        let with_shift = |shift: u32| {
+            let base = first >> shift << shift;
+            Level {
+                base,
+                shift,
+                last: (last - base) >> shift,
+                entries: 0,
+            }
+        };
+        let finest = (0..u64::BITS)
+            .find(|&shift| with_shift(shift).last < FIRST_LEVEL_BUCKETS)
+            .unwrap_or(u64::BITS - 1);
+        let shift = self.coarsest_uncrowded(0..self.spans.len(), finest..u64::BITS, with_shift);
+        let (mut entries, mut next_levels) = (Vec::new(), Vec::new());
+        self.first_level = self.fill(
+            with_shift(shift),
+            0..self.spans.len(),
+            LEVELS_BELOW_ONE_ANOTHER,
+            &mut entries,
+            &mut next_levels,
+        );
+        self.entries = entries.into_boxed_slice();
+        self.next_levels = next_levels.into_boxed_slice();
+    }
+
+    /// The largest of `shifts` with which no two of `spans` start in the same bucket; the smallest
+    /// if there is none.
+    fn coarsest_uncrowded(
+        &self,
+        spans: Range<usize>,
+        shifts: Range<u32>,
+        with_shift: impl Fn(u32) -> Level,
+    ) -> u32 {
+        let is_uncrowded = |shift: &u32| {
+            let level = with_shift(*shift);
+            self.spans[spans.clone()]
+                .windows(2)
+                .all(|pair| level.bucket(pair[0].start) != level.bucket(pair[1].start))
+        };
+        let smallest = shifts.start;
+        // Larger buckets are unions of smaller ones, so that from the first crowd on there is always
+        // one.
+        shifts.take_while(is_uncrowded).last().unwrap_or(smallest)
+    }
+
+    /// Makes the entries of a level whose buckets the starts of `spans`, and no others, are in.
+    fn fill(
+        &self,
+        mut level: Level,
+        spans: Range<usize>,
+        depth: usize,
+        entries: &mut Vec<u16>,
+        next_levels: &mut Vec<Level>,
+    ) -> Level {
+        level.entries = entries.len();
+        let buckets = level.last + 1;
+        entries.extend((0..buckets).map(|_| CROWDED));
+        let mut next = spans.start;
+        for (slot, bucket) in (level.entries..).zip(0..buckets) {
+            let inside = next;
+            while next < spans.end && level.bucket(self.spans[next].start) == bucket {
+                next += 1;
+            }
+            entries[slot] = match next - inside {
+                // The first bucket of a level may begin before any span does; then the first span
+                // is as good as none.
+                0 | 1 => entry(next.saturating_sub(1)).unwrap_or(CROWDED),
+                _ if depth == 1 => CROWDED,
+                _ => {
+                    let below = self.divide(&level, bucket, inside..next);
+                    let number = next_levels.len();
+                    // To be replaced: the levels below this one come after it.
+                    next_levels.push(below);
+                    let below = self.fill(below, inside..next, depth - 1, entries, next_levels);
+                    next_levels[number] = below;
+                    entry(number).map_or(CROWDED, |number| LEVEL | number)
+                }
+            };
+        }
+        level
+    }
+
+    /// A level for one bucket, in which `spans` start.
+    fn divide(&self, level: &Level, bucket: u64, spans: Range<usize>) -> Level {
+        let with_shift = |shift: u32| Level {
+            base: level.base + (bucket << level.shift),
+            shift,
+            last: (1 << (level.shift - shift)) - 1,
+            entries: 0,
+        };
+        let finest = level.shift.saturating_sub(NEXT_LEVEL_BUCKETS.ilog2());
+        with_shift(self.coarsest_uncrowded(spans, finest..level.shift, with_shift))
+    }
 }
 
-/// Up to this many spans are searched without a hint.
-///
-/// They fit one cache line, and the search takes two or three steps, so a hint that is right saves
-/// next to nothing, while one that is wrong half the time (two threads, one in the memory below the
-/// PCI hole and one above it) has its line go back and forth between their cores, which costs
-/// more than the search. From about twice this many spans on a right hint pays several times over.
-const SPANS_WITHOUT_HINT: usize = 4;
-
-/// A [`SpanIndex`] that remembers where it found the last address.
-#[derive(Debug, Default)]
-pub(crate) struct HintedIndex {
-    index: SpanIndex,
-    hint: Hint,
-}
-
-/// The position of the last hit, on cache lines of its own: it is the only word of a memory map
-/// that is written while the map is in use, by any of the threads that share it, and what lies
-/// beside it is read for each request. 128 bytes, as x86 fetches lines in pairs and some Arm cores
-/// have lines of that size.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Hint(AtomicUsize);
-
-impl HintedIndex {
-    pub(crate) fn new(index: SpanIndex) -> Self {
-        Self {
-            index,
-            hint: Hint::default(),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn get(&self, position: usize) -> Option<&Span> {
-        self.index.get(position)
-    }
-
-    /// Same as [`SpanIndex::find`].
-    #[inline]
-    pub(crate) fn find(&self, addr: u64) -> Option<(usize, u64)> {
-        if self.index.spans.len() <= SPANS_WITHOUT_HINT {
-            return self.index.find(addr);
-        }
-        // Relaxed: the hint is a guess that is checked, and publishes nothing.
-        let hint = self.hint.0.load(Ordering::Relaxed);
-        if let Some(offset) = self.index.get(hint).and_then(|span| span.offset_of(addr)) {
-            return Some((hint, offset));
-        }
-        let found = self.index.find(addr)?;
-        // Only here, where it changes: a store at each hit would move the line between cores.
-        self.hint.0.store(found.0, Ordering::Relaxed);
-        Some(found)
-    }
+/// As an entry that is no level.
+fn entry(number: usize) -> Option<u16> {
+    u16::try_from(number).ok().filter(|&number| number < LEVEL)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -146,6 +309,25 @@ mod tests {
         (first, gaps_and_sizes).prop_map(|(first, list)| spans(first, &list))
     }
 
+    /// Gaps and sizes of any magnitude, so that some spans are close together and others far apart.
+    fn spread_layout() -> impl Strategy<Value = Box<[Span]>> {
+        let magnitude =
+            |max: u32| (0..max, any::<u64>()).prop_map(|(bits, n)| n & ((1 << bits) - 1));
+        let pair = (magnitude(53), magnitude(53).prop_map(|size| size + 1));
+        (any::<u32>(), prop::collection::vec(pair, 1..509))
+            .prop_map(|(first, list)| spans(u64::from(first), &list))
+    }
+
+    /// How many entries and spans `find` looks at.
+    fn counted(index: &SpanIndex, addr: u64) -> (usize, Option<(usize, u64)>) {
+        let mut steps = 0;
+        let found = index.find_counting(addr, || steps += 1);
+        (steps, found)
+    }
+
+    /// For any layout of 509 spans: three entries, then a binary search, and the span itself.
+    const STEPS_MAX: usize = LEVELS_BELOW_ONE_ANOTHER + 10 + 1;
+
     fn address() -> impl Strategy<Value = u64> {
         prop_oneof![0..64_u64, u64::MAX - 110..=u64::MAX, any::<u64>()]
     }
@@ -158,20 +340,25 @@ mod tests {
         }
 
         #[test]
-        fn hint_never_changes_the_answer(
-            spans in layout(),
-            addrs in prop::collection::vec(address(), 1..40),
+        fn look_up_agrees_with_linear_scan_however_spans_are_spread(
+            spans in spread_layout(),
+            picks in prop::collection::vec((any::<prop::sample::Index>(), -2..3_i64, any::<bool>()), 1..40),
         ) {
-            let index = HintedIndex::new(SpanIndex::new(spans.clone()));
-            for addr in addrs {
-                prop_assert_eq!(index.find(addr), linear_scan(&spans, addr));
+            let index = SpanIndex::new(spans.clone());
+            for (pick, nudge, at_end) in picks {
+                let span = spans[pick.index(spans.len())];
+                let edge = if at_end { span.end() } else { span.start };
+                let addr = edge.wrapping_add_signed(nudge);
+                let (steps, found) = counted(&index, addr);
+                prop_assert_eq!(found, linear_scan(&spans, addr));
+                prop_assert!(steps <= STEPS_MAX, "{steps} steps");
             }
         }
     }
 
     #[test]
     fn no_spans_hold_no_address() {
-        let index = HintedIndex::default();
+        let index = SpanIndex::default();
         for addr in [0, 1, u64::MAX] {
             assert_eq!(index.find(addr), None);
         }
@@ -185,57 +372,71 @@ mod tests {
         assert_eq!(index.find(u64::MAX), None);
     }
 
-    #[test]
-    fn hint_follows_the_hits_and_ignores_the_misses() {
-        let spans = spans(0x1000, &[(0x1000, 0x1000); SPANS_WITHOUT_HINT + 1]);
-        let index = HintedIndex::new(SpanIndex::new(spans.clone()));
-        let hint = || index.hint.0.load(Ordering::Relaxed);
-
-        assert!(index.find(spans[3].start).is_some());
-        assert_eq!(hint(), 3);
-        assert_eq!(index.find(0), None);
-        assert_eq!(index.find(spans[3].end()), None);
-        assert_eq!(hint(), 3);
-        assert!(index.find(spans[1].end() - 1).is_some());
-        assert_eq!(hint(), 1);
-    }
-
-    #[test]
-    fn hint_is_left_alone_by_few_spans() {
-        let spans = spans(0x1000, &[(0x1000, 0x1000); SPANS_WITHOUT_HINT]);
-        let index = HintedIndex::new(SpanIndex::new(spans.clone()));
-        assert_eq!(index.find(spans[3].start), Some((3, 0)));
-        assert_eq!(index.hint.0.load(Ordering::Relaxed), 0);
-    }
-
-    /// A hint out of bounds cannot come from `find`; that it would do no harm is what lets the
-    /// hint be shared without any ordering.
-    #[test]
-    fn hint_out_of_bounds_is_harmless() {
-        let spans = spans(0x1000, &[(0x1000, 0x1000); 9]);
-        let index = HintedIndex::new(SpanIndex::new(spans.clone()));
-        index.hint.0.store(usize::MAX, Ordering::Relaxed);
-        assert_eq!(index.find(spans[8].start + 5), Some((8, 5)));
-    }
-
-    #[test]
-    fn threads_that_share_a_hint_all_find_the_right_span() {
-        let spans = spans(0x1000, &[(0x1000, 0x1000); 9]);
-        let index = HintedIndex::new(SpanIndex::new(spans.clone()));
-        let wrong = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for first in 0..3_usize {
-                let (spans, index, wrong) = (&spans, &index, &wrong);
-                scope.spawn(move || {
-                    for step in 0..2000_usize {
-                        let position = (first * 3 + step) % spans.len();
-                        if index.find(spans[position].start + 1) != Some((position, 1)) {
-                            wrong.store(true, Ordering::Relaxed);
-                        }
-                    }
-                });
-            }
+    /// The most steps for the first and last address of any span, and of those beside them.
+    fn most_steps(spans: &[Span]) -> usize {
+        let index = SpanIndex::new(spans.into());
+        let edges = spans.iter().flat_map(|span| {
+            [
+                span.start.wrapping_sub(1),
+                span.start,
+                span.end() - 1,
+                span.end(),
+            ]
         });
-        assert!(!wrong.into_inner());
+        edges
+            .map(|addr| {
+                let (steps, found) = counted(&index, addr);
+                assert_eq!(found, linear_scan(spans, addr));
+                steps
+            })
+            .max()
+            .unwrap()
+    }
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    /// One look into the table, the span, and the span once more: as many steps as one span takes
+    /// and one, whatever the number of spans.
+    #[test]
+    fn spans_of_one_size_take_one_entry_however_many_there_are() {
+        assert_eq!(most_steps(&spans(0, &[(0, GIB)])), 2);
+        for (gap, size) in [(0, 128 * MIB), (MIB, MIB), (0, 0x1000), (0x1000, 0x11_3000)] {
+            for count in [5, 8, 64, 509] {
+                let spans = spans(4 * GIB, &vec![(gap, size); count]);
+                assert_eq!(most_steps(&spans), 3, "{count} of {size:#x}");
+            }
+        }
+    }
+
+    /// Low memory in pieces, a hole for PCI, DIMMs of two sizes, and device memory far above.
+    #[test]
+    fn spans_of_a_pc_take_a_further_level_at_most() {
+        let mut layout = vec![(0, 0xA_0000), (0x2_0000, 0x4_0000), (0, 3 * GIB - MIB)];
+        layout.extend([(GIB, 128 * MIB)]);
+        layout.extend([(0, 128 * MIB); 400]);
+        layout.extend([(0, GIB); 100]);
+        layout.extend([(1 << 40, 16 * MIB), (16 * MIB, 4 * GIB)]);
+        assert!(most_steps(&spans(0, &layout)) <= 4 + 1);
+    }
+
+    #[test]
+    fn spans_crowded_beside_one_far_away_are_searched() {
+        let mut layout = vec![(0, 16); 500];
+        layout.push(((1 << 63) - (1 << 20), 16));
+        let steps = most_steps(&spans(0, &layout));
+        assert!((10..=STEPS_MAX).contains(&steps), "{steps}");
+    }
+
+    /// Entries and levels, so that no layout makes a table without bound.
+    #[test]
+    fn table_of_any_layout_is_small() {
+        let pairs: Vec<_> = (0..254).flat_map(|_| [(1 << 54, 1), (0, 1)]).collect();
+        let powers: Vec<_> = (1..62).map(|bits| ((1_u64 << bits) - 1, 1)).collect();
+        for layout in [pairs, powers] {
+            let index = SpanIndex::new(spans(0, &layout));
+            assert!(index.entries.len() <= 64 << 10, "{}", index.entries.len());
+            assert!(most_steps(&index.spans) <= STEPS_MAX);
+        }
     }
 }

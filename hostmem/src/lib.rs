@@ -98,17 +98,20 @@
 //!
 //! None. Linux only, on 64-bit hosts.
 
-#![forbid(unsafe_code)]
-
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("hostmem maps all of a guest's memory at once: it takes Linux on a 64-bit host");
 
 mod backing;
+mod barrier;
 mod dirty;
 mod error;
 mod index;
 mod map;
+mod mapping;
 mod region;
+mod region_set;
+mod sigbus;
+mod sync;
 
 // Runs the README's example.
 #[cfg(doctest)]
@@ -116,10 +119,11 @@ mod region;
 struct Readme;
 
 // The public interface is:
-pub use dirty::{DirtyLog, DirtyLogSlice};
-pub use error::MapError;
+pub use dirty::{DirtyLog, LogError, RegionBitmap, RegionBitmapSlice};
+pub use error::{MapError, MemoryLost};
 pub use map::MemoryMap;
 pub use region::{Region, RegionConfig};
+pub use sigbus::SigbusGuard;
 
 /// How many regions a map can have.
 ///

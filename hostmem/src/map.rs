@@ -7,8 +7,10 @@ use vm_memory::{
     VolatileSlice,
 };
 
-use crate::index::{HintedIndex, Span, SpanIndex};
-use crate::{MAX_REGIONS, MapError, Region, RegionConfig};
+use crate::dirty::{DirtyLog, LogError, LogSwitch};
+use crate::index::Span;
+use crate::region_set::{Placed, RegionSet};
+use crate::{MAX_REGIONS, MapError, MemoryLost, Region, RegionConfig, SigbusGuard};
 
 /// All of a guest's memory, as it was at one moment.
 ///
@@ -51,20 +53,9 @@ use crate::{MAX_REGIONS, MapError, Region, RegionConfig};
 /// ```
 #[derive(Debug, Default)]
 pub struct MemoryMap {
-    /// By guest address.
-    regions: Box<[Arc<Region>]>,
-    /// Position for position the addresses of `regions`, side by side, so that a search does not
-    /// follow a pointer at each step.
-    guest: HintedIndex,
-    frontend: FrontendIndex,
-}
-
-/// Where regions lie in the front-end's address space.
-#[derive(Debug, Default)]
-struct FrontendIndex {
-    spans: SpanIndex,
-    /// Position for position the guest address of each span.
-    guest_addrs: Box<[u64]>,
+    set: RegionSet<Region>,
+    /// The same in all maps made from one another, and in their regions.
+    log: Arc<LogSwitch>,
 }
 
 impl MemoryMap {
@@ -77,6 +68,23 @@ impl MemoryMap {
     ///
     /// See [`MapError`]. The numbers of all regions are checked before the first file is looked at.
     pub fn new(regions: Vec<RegionConfig>) -> Result<Self, MapError> {
+        Self::empty().with_regions(regions)
+    }
+
+    /// A map without memory: every lookup fails.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// A map of `regions` and no others, all newly mapped, in the place of this one, which stays as
+    /// it is. As [`new`](Self::new), but what is written to the regions goes into the same
+    /// [log](Self::start_log).
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].
+    pub fn with_regions(&self, regions: Vec<RegionConfig>) -> Result<Self, MapError> {
         if regions.len() > MAX_REGIONS {
             return Err(MapError::TooManyRegions {
                 count: regions.len(),
@@ -86,46 +94,44 @@ impl MemoryMap {
             region.check(index)?;
         }
         check_overlaps(&regions)?;
+        for (index, region) in regions.iter().enumerate() {
+            self.check_log(index, region)?;
+        }
         let regions = regions
             .into_iter()
             .enumerate()
-            .map(|(index, region)| Region::map(index, region).map(Arc::new))
+            .map(|(index, region)| Region::map(index, region, &self.log).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::from_regions(regions))
+        Ok(self.with_set(RegionSet::new(regions)))
     }
 
-    /// A map without memory: every lookup fails.
-    #[must_use]
-    pub fn empty() -> Self {
-        Self::default()
-    }
-
-    /// The map with one more region. It shares the other regions with this one, which stays as it
-    /// is.
+    /// The map with one more region. It shares the other regions, and the
+    /// [log](Self::start_log), with this one, which stays as it is.
     ///
     /// # Errors
     ///
     /// See [`MapError`].
     pub fn with_region(&self, region: RegionConfig) -> Result<Self, MapError> {
-        let count = self.regions.len() + 1;
+        let count = self.set.regions().len() + 1;
         if count > MAX_REGIONS {
             return Err(MapError::TooManyRegions { count });
         }
         region.check(0)?;
-        for other in &self.regions {
+        for other in self.set.regions() {
             check_overlap(
                 0,
                 [region.guest_span(), region.frontend_span()],
                 [other.guest_span(), other.frontend_span()],
             )?;
         }
-        let added = Arc::new(Region::map(0, region)?);
-        let regions = self.regions.iter().cloned().chain([added]).collect();
-        Ok(Self::from_regions(regions))
+        self.check_log(0, &region)?;
+        let added = Region::map(0, region, &self.log)?;
+        Ok(self.with_set(self.set.with(added)))
     }
 
     /// The map without the region that has this guest address, this size and this front-end
-    /// address. It shares the other regions with this one, which stays as it is.
+    /// address. It shares the other regions, and the [log](Self::start_log), with this one, which
+    /// stays as it is.
     ///
     /// # Errors
     ///
@@ -136,30 +142,29 @@ impl MemoryMap {
         size: u64,
         frontend_addr: u64,
     ) -> Result<Self, MapError> {
-        let is_meant = |region: &Region| {
+        let set = self.set.without(|region| {
             region.guest_addr() == guest_addr
                 && region.size() == size
                 && region.frontend_addr() == frontend_addr
-        };
-        if !self.regions.iter().any(|region| is_meant(region)) {
-            return Err(MapError::UnknownRegion {
-                guest_addr,
-                size,
-                frontend_addr,
-            });
+        });
+        let set = set.ok_or(MapError::UnknownRegion {
+            guest_addr,
+            size,
+            frontend_addr,
+        })?;
+        Ok(self.with_set(set))
+    }
+
+    fn with_set(&self, set: RegionSet<Region>) -> Self {
+        Self {
+            set,
+            log: Arc::clone(&self.log),
         }
-        let regions = self
-            .regions
-            .iter()
-            .filter(|region| !is_meant(region))
-            .cloned()
-            .collect();
-        Ok(Self::from_regions(regions))
     }
 
     /// The regions, by guest address.
     pub fn regions(&self) -> impl ExactSizeIterator<Item = &Region> + DoubleEndedIterator {
-        self.regions.iter().map(Arc::as_ref)
+        self.set.regions().iter().map(Arc::as_ref)
     }
 
     /// The guest address that the front-end has at address `addr`.
@@ -179,41 +184,92 @@ impl MemoryMap {
     /// for a `len` of 0 is that for `addr` alone.
     #[must_use]
     pub fn frontend_range_to_guest(&self, addr: u64, len: u64) -> Option<GuestAddress> {
-        let (mut position, offset) = self.frontend.spans.find(addr)?;
-        let mut span = self.frontend.spans.get(position)?;
-        let mut guest_addr = *self.frontend.guest_addrs.get(position)?;
-        // Cannot overflow: no region reaches past the end of the guest's address space.
-        let found = GuestAddress(guest_addr + offset);
-
-        // Of the range, in bytes, from `addr` to the end of `span`.
-        let mut covered = span.size - offset;
-        while covered < len {
-            position += 1;
-            let next = self.frontend.spans.get(position)?;
-            let next_guest_addr = *self.frontend.guest_addrs.get(position)?;
-            if next.start != span.end() || next_guest_addr != guest_addr + span.size {
-                return None;
-            }
-            // Cannot overflow: spans do not overlap, and the last ends below 2^64.
-            covered += next.size;
-            (span, guest_addr) = (next, next_guest_addr);
-        }
-        Some(found)
+        self.set.frontend_to_guest(addr, len).map(GuestAddress)
     }
 
-    /// `regions` are checked: neither too many nor overlapping.
-    fn from_regions(mut regions: Vec<Arc<Region>>) -> Self {
-        regions.sort_unstable_by_key(|region| region.frontend_addr());
-        let frontend = FrontendIndex {
-            spans: SpanIndex::new(regions.iter().map(|r| r.frontend_span()).collect()),
-            guest_addrs: regions.iter().map(|r| r.guest_addr().0).collect(),
-        };
-        regions.sort_unstable_by_key(|region| region.guest_addr());
-        let guest = SpanIndex::new(regions.iter().map(|r| r.guest_span()).collect());
-        Self {
-            regions: regions.into_boxed_slice(),
-            guest: HintedIndex::new(guest),
-            frontend,
+    /// Fails if memory of this map has gone since it was mapped.
+    ///
+    /// To be asked after an access, and before its outcome is acted on: see
+    /// [`SigbusGuard`](crate::SigbusGuard), without which this never fails. Costs a load as long as
+    /// nothing was ever lost in this process.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryLost`]: names the first region that is lost.
+    #[inline]
+    pub fn check_intact(&self) -> Result<(), MemoryLost> {
+        if SigbusGuard::losses() == 0 {
+            return Ok(());
+        }
+        self.find_lost()
+    }
+
+    #[cold]
+    fn find_lost(&self) -> Result<(), MemoryLost> {
+        match self.regions().find(|region| region.is_lost()) {
+            None => Ok(()),
+            Some(region) => Err(MemoryLost {
+                guest_addr: region.guest_addr(),
+                size: region.size(),
+            }),
+        }
+    }
+
+    /// Records from now on in `log` which pages are written to, in this map and in all that were or
+    /// will be made from one another with it. Returns the log that was in force until now, to which
+    /// nothing is added any more.
+    ///
+    /// Lookups and requests go on meanwhile, on any thread. A write that goes on just now is either
+    /// in memory when this returns, for whoever copies all of it from then on, or in the log.
+    /// Waits for threads that are just setting bits in the old log; there is no other wait.
+    ///
+    /// A log must have a bit for each page of memory. With a log in force, memory is added only if
+    /// the log has bits for it; so a larger one is put in force first.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::TooSmall`], [`LogError::Barrier`]; the old log stays in force.
+    pub fn start_log(&self, log: Arc<DirtyLog>) -> Result<Option<Arc<DirtyLog>>, LogError> {
+        let last = self.last_addr();
+        if !self.set.regions().is_empty() && !log.covers(last) {
+            let size = log.size();
+            return Err(LogError::TooSmall { size, last });
+        }
+        self.log
+            .replace(Some(log))
+            .map_err(|source| LogError::Barrier { source })
+    }
+
+    /// Records no longer which pages are written to. Returns the log that was in force, to which
+    /// nothing is added any more. Otherwise as [`start_log`](Self::start_log).
+    pub fn stop_log(&self) -> Option<Arc<DirtyLog>> {
+        // Fails for a log only.
+        self.log.replace(None).ok().flatten()
+    }
+
+    /// The log in force.
+    #[must_use]
+    pub fn log(&self) -> Option<Arc<DirtyLog>> {
+        self.log.current()
+    }
+
+    /// Marks the pages of `[addr, addr + len)` as written to, if there is a log.
+    ///
+    /// For what was written past vm-memory's own marking: by the kernel on behalf of a request, or
+    /// through host addresses. To be called after the write, and before the guest is told of it.
+    /// The range must be one that was written to; what of it is not memory may be marked as well.
+    #[inline]
+    pub fn mark_dirty(&self, addr: GuestAddress, len: usize) {
+        self.log.with(|log| log.mark(addr.0, len));
+    }
+
+    /// Whether the log in force, if any, has bits for a new region.
+    fn check_log(&self, index: usize, region: &RegionConfig) -> Result<(), MapError> {
+        // Checked before: not empty, and the sum fits.
+        let last = GuestAddress(region.guest_addr.0 + (region.size - 1));
+        match self.log.with(|log| log.covers(last)) {
+            Some(false) => Err(MapError::BeyondLog { index, last }),
+            Some(true) | None => Ok(()),
         }
     }
 }
@@ -222,7 +278,7 @@ impl GuestMemoryBackend for MemoryMap {
     type R = Region;
 
     fn num_regions(&self) -> usize {
-        self.regions.len()
+        self.set.regions().len()
     }
 
     #[inline]
@@ -236,15 +292,15 @@ impl GuestMemoryBackend for MemoryMap {
 
     /// The last address of the last region; 0 if there is none.
     fn last_addr(&self) -> GuestAddress {
-        self.regions
+        self.set
+            .regions()
             .last()
             .map_or(GuestAddress(0), |region| region.last_addr())
     }
 
     #[inline]
     fn to_region_addr(&self, addr: GuestAddress) -> Option<(&Region, MemoryRegionAddress)> {
-        let (position, offset) = self.guest.find(addr.0)?;
-        let region = self.regions.get(position)?;
+        let (region, offset) = self.set.find(addr.0)?;
         Some((region, MemoryRegionAddress(offset)))
     }
 
@@ -255,31 +311,12 @@ impl GuestMemoryBackend for MemoryMap {
         if len == 0 {
             return true;
         }
-        let Some((mut position, offset)) = self.guest.find(base.0) else {
-            return false;
-        };
-        let Some(mut span) = self.guest.get(position) else {
-            return false;
-        };
-        let len = len as u64;
-        // Almost always the range lies in one region, and the loop is not entered.
-        let mut covered = span.size - offset;
-        while covered < len {
-            position += 1;
-            match self.guest.get(position) {
-                Some(next) if next.start == span.end() => {
-                    // Cannot overflow: spans do not overlap, and the last ends below 2^64.
-                    covered += next.size;
-                    span = next;
-                }
-                _ => return false,
-            }
-        }
-        true
+        self.set.covers(base.0, len as u64)
     }
 
     /// Fails if the range crosses into another region, even an adjacent one: that is elsewhere in
-    /// host memory. [`get_slices`](GuestMemoryBackend::get_slices) splits it.
+    /// host memory. [`get_slices`](GuestMemoryBackend::get_slices) splits it. Fails if the region is
+    /// [lost](Region::is_lost).
     #[inline]
     fn get_slice(
         &self,

@@ -2,17 +2,18 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::bitmap::{BS, Bitmap};
+use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::Result as AccessResult;
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestUsize, MemoryRegionAddress, MmapRegion, VolatileMemory, VolatileSlice,
+    GuestUsize, MemoryRegionAddress, VolatileSlice,
 };
 
-use crate::backing::Backing;
-use crate::dirty::DirtyLog;
+use crate::backing::FileError;
+use crate::dirty::{LogSwitch, RegionBitmap};
 use crate::index::Span;
+use crate::mapping::Mapping;
+use crate::region_set::Placed;
 use crate::{HOST_ALIGNMENT, MapError};
 
 /// One region of guest memory, as the front-end describes it. Nothing in it is checked yet.
@@ -100,21 +101,21 @@ impl RegionConfig {
 /// guest writes to it at any time.
 #[derive(Debug)]
 pub struct Region {
-    /// Starts at `slack` bytes before the region, on a page boundary, and may end after it.
-    mapping: MmapRegion<DirtyLog>,
-    /// What the mapping holds before the region, in bytes. Less than a page.
-    slack: usize,
-    /// In bytes: `size` as the address space of this process counts.
-    len: usize,
+    mapping: Mapping<RegionBitmap>,
     guest_addr: GuestAddress,
     frontend_addr: u64,
-    /// The file, and where in it the region starts; the mapping starts `slack` bytes before.
+    /// The file, and where in it the region starts.
     file: FileOffset,
 }
 
 impl Region {
-    /// Maps a region that has passed [`RegionConfig::check`].
-    pub(crate) fn map(index: usize, config: RegionConfig) -> Result<Self, MapError> {
+    /// Maps a region that has passed [`RegionConfig::check`]. Writes to it are recorded where `log`
+    /// says.
+    pub(crate) fn map(
+        index: usize,
+        config: RegionConfig,
+        log: &Arc<LogSwitch>,
+    ) -> Result<Self, MapError> {
         let RegionConfig {
             guest_addr,
             size,
@@ -122,46 +123,29 @@ impl Region {
             file,
             mmap_offset,
         } = config;
-        let backing = Backing::examine(index, &file)?;
-        if mmap_offset
-            .checked_add(size)
-            .is_none_or(|end| end > backing.file_size)
-        {
-            return Err(MapError::FileTooShort {
+        let file = Arc::new(file);
+        let mapping = Mapping::of_file(&file, mmap_offset, size, |slack| {
+            RegionBitmap::new(Arc::clone(log), guest_addr.0.wrapping_sub(slack as u64))
+        })
+        .map_err(|error| match error {
+            FileError::Access { flags } => MapError::FileAccess { index, flags },
+            FileError::Examine(source) => MapError::FileExamine { index, source },
+            FileError::Mmap(source) => MapError::Mmap {
                 index,
                 mmap_offset,
                 size,
-                file_size: backing.file_size,
-            });
-        }
-
-        let failed = |source| MapError::Mmap {
-            index,
-            mmap_offset,
-            size,
-            source,
-        };
-        let window = Window::new(mmap_offset, size, &backing)
-            .ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
-
-        let file = Arc::new(file);
-        let builder = MmapRegionBuilder::new_with_bitmap(window.map_len, DirtyLog::disabled())
-            .with_file_offset(FileOffset::from_arc(Arc::clone(&file), window.base))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            // No reservation: whose memory it is, the front-end, has made that already.
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .with_hugetlbfs(backing.hugetlbfs);
-        let mapping = builder.build().map_err(|error| {
-            failed(match error {
-                MmapRegionError::Mmap(source) => source,
-                other => io::Error::other(other),
-            })
+                source,
+            },
+            FileError::TooShort { file_size } => MapError::FileTooShort {
+                index,
+                mmap_offset,
+                size,
+                file_size,
+            },
+            FileError::Type { mode } => MapError::FileType { index, mode },
         })?;
-
         Ok(Self {
             mapping,
-            slack: window.slack,
-            len: window.len,
             guest_addr,
             frontend_addr,
             file: FileOffset::from_arc(file, mmap_offset),
@@ -177,7 +161,7 @@ impl Region {
     /// In bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.len as u64
+        self.mapping.len() as u64
     }
 
     /// Where the region starts in the front-end's own virtual address space.
@@ -186,33 +170,48 @@ impl Region {
         self.frontend_addr
     }
 
-    pub(crate) fn guest_span(&self) -> Span {
+    /// Whether the memory has gone, so that every lookup in it fails: its file was truncated, or
+    /// had no room for a page that was touched. Only with [`SigbusGuard`](crate::SigbusGuard);
+    /// without, nobody lives to ask.
+    #[inline]
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
+
+    /// Refuses access to memory that has gone, in the kernel's words.
+    #[inline]
+    fn check_intact(&self) -> AccessResult<()> {
+        if self.is_lost() {
+            return Err(lost());
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn lost() -> GuestMemoryError {
+    GuestMemoryError::IOError(io::Error::from_raw_os_error(libc::EFAULT))
+}
+
+impl Placed for Region {
+    fn guest_span(&self) -> Span {
         Span {
             start: self.guest_addr.0,
             size: self.size(),
         }
     }
 
-    pub(crate) fn frontend_span(&self) -> Span {
+    fn frontend_span(&self) -> Span {
         Span {
             start: self.frontend_addr,
             size: self.size(),
         }
     }
-
-    /// Where `[offset, offset + count)` of the region starts in the mapping. `None` if it is not
-    /// all in the region. A `count` of 0 may start right at the end.
-    #[inline]
-    fn mapping_offset(&self, offset: u64, count: usize) -> Option<usize> {
-        let offset = usize::try_from(offset).ok()?;
-        let end = offset.checked_add(count)?;
-        // `slack + len` is at most the length of the mapping, so this cannot overflow.
-        (end <= self.len).then(|| self.slack + offset)
-    }
 }
 
 impl GuestMemoryRegion for Region {
-    type B = DirtyLog;
+    type B = RegionBitmap;
 
     #[inline]
     fn len(&self) -> GuestUsize {
@@ -225,15 +224,16 @@ impl GuestMemoryRegion for Region {
     }
 
     fn bitmap(&self) -> BS<'_, Self::B> {
-        self.mapping.bitmap().slice_at(self.slack)
+        self.mapping.bitmap()
     }
 
+    /// Fails with `EFAULT` if the memory has gone ([`is_lost`](Self::is_lost)).
     #[inline]
     fn get_host_address(&self, addr: MemoryRegionAddress) -> AccessResult<*mut u8> {
-        let offset = self
-            .mapping_offset(addr.0, 1)
-            .ok_or(GuestMemoryError::InvalidBackendAddress)?;
-        Ok(self.mapping.as_ptr().wrapping_add(offset))
+        self.check_intact()?;
+        self.mapping
+            .host_address(addr.0)
+            .ok_or(GuestMemoryError::InvalidBackendAddress)
     }
 
     /// The file, and where in it the region starts (not the page that this is in).
@@ -241,16 +241,17 @@ impl GuestMemoryRegion for Region {
         Some(&self.file)
     }
 
+    /// Fails with `EFAULT` if the memory has gone ([`is_lost`](Self::is_lost)).
     #[inline]
     fn get_slice(
         &self,
         offset: MemoryRegionAddress,
         count: usize,
     ) -> AccessResult<VolatileSlice<'_, BS<'_, Self::B>>> {
-        let offset = self
-            .mapping_offset(offset.0, count)
-            .ok_or(GuestMemoryError::InvalidBackendAddress)?;
-        Ok(self.mapping.get_slice(offset, count)?)
+        self.check_intact()?;
+        self.mapping
+            .slice(offset.0, count)
+            .ok_or(GuestMemoryError::InvalidBackendAddress)
     }
 
     fn is_hugetlbfs(&self) -> Option<bool> {
@@ -259,86 +260,3 @@ impl GuestMemoryRegion for Region {
 }
 
 impl GuestMemoryRegionBytes for Region {}
-
-/// The whole pages of a file that hold a region.
-#[derive(Debug, PartialEq, Eq)]
-struct Window {
-    /// Where in the file the first page starts.
-    base: u64,
-    /// What of that page lies before the region, in bytes.
-    slack: usize,
-    /// Of the region, in bytes.
-    len: usize,
-    /// Of the mapping, in bytes.
-    map_len: usize,
-}
-
-impl Window {
-    /// `None` if it could not be mapped anywhere, as it is larger than the address space.
-    fn new(mmap_offset: u64, size: u64, backing: &Backing) -> Option<Self> {
-        // The page size is a power of two.
-        let slack = mmap_offset & (backing.page_size - 1);
-        // Up to whole pages: munmap() rounds an odd length up for ordinary pages, but refuses it
-        // for huge pages, which would leave the region mapped for ever.
-        let map_len = slack
-            .checked_add(size)?
-            .checked_next_multiple_of(backing.page_size)?;
-        // Objects larger than isize::MAX cannot exist, and offsets into them cannot be computed.
-        isize::try_from(map_len).ok()?;
-        Some(Self {
-            base: mmap_offset - slack,
-            slack: usize::try_from(slack).ok()?,
-            len: usize::try_from(size).ok()?,
-            map_len: usize::try_from(map_len).ok()?,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn backing(page_size: u64) -> Backing {
-        Backing {
-            file_size: u64::MAX,
-            page_size,
-            hugetlbfs: page_size > 4096,
-        }
-    }
-
-    #[test]
-    fn window_of_aligned_region_has_no_slack() {
-        let window = Window::new(0x3000, 0x5000, &backing(0x1000)).unwrap();
-        let expected = Window {
-            base: 0x3000,
-            slack: 0,
-            len: 0x5000,
-            map_len: 0x5000,
-        };
-        assert_eq!(window, expected);
-    }
-
-    #[test]
-    fn window_of_unaligned_region_is_whole_pages_around_it() {
-        let window = Window::new(0x2F_0010, 0x20_0000, &backing(0x20_0000)).unwrap();
-        let expected = Window {
-            base: 0x20_0000,
-            slack: 0xF_0010,
-            len: 0x20_0000,
-            map_len: 0x40_0000,
-        };
-        assert_eq!(window, expected);
-    }
-
-    #[test]
-    fn window_larger_than_the_address_space_is_none() {
-        for (offset, size) in [
-            (0, u64::MAX),
-            (0xFFF, u64::MAX),
-            (0, 1 << 63),
-            (0x10, (1 << 63) - 1),
-        ] {
-            assert_eq!(Window::new(offset, size, &backing(0x1000)), None);
-        }
-    }
-}
