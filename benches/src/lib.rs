@@ -5,6 +5,7 @@
 //! ```text
 //!   rings ─────┐                    ┌─ benches/*.rs   time: criterion, and rounds in turn
 //!   reads ─────┼── one workload ────┤
+//!   lookups ───┤                    │
 //!   disk ──────┘   run(n) -> time   ├─ bin/counts.rs  instructions, system calls, allocations
 //!                                   └─ tests/*.rs     the counts that must hold
 //! ```
@@ -13,6 +14,7 @@ pub mod allocations;
 mod bare_aio;
 pub mod disk;
 pub mod fixture;
+pub mod lookups;
 pub mod reads;
 pub mod rings;
 pub mod rounds;

@@ -1,9 +1,11 @@
 //! The workloads that counts are taken of, by the names that `load` takes.
 
 use iosched::{Limits, Merger, Op, Request};
+use vm_memory::GuestMemoryBackend;
 
 use crate::disk::{Disk, Guest};
 use crate::fixture::{BLOCK, BlockFile, Random};
+use crate::lookups::{ADDRESSES, Order, Regions, look_up};
 use crate::reads::{DEPTH, Reader, Reads};
 use crate::rings::{Layout, Ring, Server};
 use crate::{Error, allocations};
@@ -29,6 +31,24 @@ pub const WORKLOADS: &[Workload] = &[
     }),
     ("virtio-queue-indirect", |n| {
         ring(Server::VirtioQueue, Layout::Indirect, n)
+    }),
+    ("lookup-1", |n| {
+        lookups(&Regions::even(1).hostmem()?, &Regions::even(1), n)
+    }),
+    ("lookup-8", |n| {
+        lookups(&Regions::even(8).hostmem()?, &Regions::even(8), n)
+    }),
+    ("lookup-509", |n| {
+        lookups(&Regions::even(509).hostmem()?, &Regions::even(509), n)
+    }),
+    ("lookup-pc-509", |n| {
+        lookups(&Regions::pc().hostmem()?, &Regions::pc(), n)
+    }),
+    ("lookup-vm-memory-1", |n| {
+        lookups(&Regions::even(1).vm_memory()?, &Regions::even(1), n)
+    }),
+    ("lookup-vm-memory-509", |n| {
+        lookups(&Regions::even(509).vm_memory()?, &Regions::even(509), n)
     }),
     ("iosched-random", merger),
     ("ioq-null-batch-32", |n| reads(Reader::IoqNull, 32, n)),
@@ -88,6 +108,23 @@ fn disk(image: bool, depth: u16, requests: u64) -> Result<u64, Error> {
     let mut disk = Disk::new(file.as_ref(), Guest::Sleeps)?;
     second_half(requests, |requests| {
         disk.run(requests, depth)?;
+        Ok(())
+    })
+}
+
+/// Random addresses: nothing is the same as the last time.
+fn lookups<M: GuestMemoryBackend>(map: &M, regions: &Regions, count: u64) -> Result<u64, Error> {
+    let addresses = Order::Random.addresses(regions)?;
+    let expected = look_up(map, &addresses);
+    second_half(count, |mut count| {
+        while count > 0 {
+            let round = usize::try_from(count.min(ADDRESSES))?;
+            let sum = look_up(map, &addresses[..round]);
+            if round == addresses.len() && sum != expected {
+                return Err("two lookups differ".into());
+            }
+            count -= round as u64;
+        }
         Ok(())
     })
 }

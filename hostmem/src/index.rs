@@ -33,13 +33,12 @@ const SPANS_WITHOUT_TABLE: usize = 4;
 /// can be spans, so that spans of the same size have one each even with holes between them.
 const FIRST_LEVEL_BUCKETS: u64 = 4096;
 
-/// Buckets of a further level, which divides one bucket that holds the starts of several spans.
-/// With spans in pairs, and each pair in a level of its own, 32 KiB.
+/// Buckets of a further level. With spans in pairs, and each pair in a level of its own, 32 KiB.
 const NEXT_LEVEL_BUCKETS: u64 = 64;
 
-/// Levels below one another. Three tell addresses apart that differ by a 2^24th of the range from the
-/// first span to the last, for instance by 4 MiB in 64 TiB. What lies closer together is searched,
-/// which then costs less than more levels.
+/// Levels below one another: one for most spans, one for those that are small or far away, one for the
+/// small ones among these. Spans that three do not tell apart are searched, which then costs less than
+/// more levels.
 const LEVELS_BELOW_ONE_ANOTHER: usize = 3;
 
 /// Entries below this are positions of spans; from it on, numbers of levels.
@@ -51,11 +50,11 @@ const CROWDED: u16 = u16::MAX;
 /// Spans that do not overlap, in ascending order, and a table that leads to the right one without
 /// a search.
 ///
-/// The addresses from the first span's start to the last's are divided into buckets of equal size, a
-/// power of two, as large as can be with no two spans starting in the same. A bucket's entry is the
-/// last span that starts in it or before; an address in the bucket is in that one or, if it is
-/// below its start, in the one before. Where spans of very different size would take more buckets
-/// than there may be, several start in one, and a further level divides it in the same way.
+/// Addresses from the first span's start on are divided into buckets of equal size, a power of two,
+/// chosen so that as few spans as can be start in the same. A bucket's entry is the last span that
+/// starts in it or before; an address in the bucket is in that one or, if it is below its start, in
+/// the one before. Where several spans start in one bucket (small ones between large, or all beyond
+/// the last bucket, if some are far away), a further level divides it in the same way.
 ///
 /// ```text
 ///  addr ── - base, >> shift ──> entry ──> span ── addr < start? ──> the one before
@@ -83,11 +82,12 @@ struct Level {
 }
 
 impl Level {
-    /// The bucket that `addr` is in. Any address beyond the last bucket, and below the first, counts
-    /// as in the last: the last span reaches as far as it likes, and who asks checks the span.
+    /// The bucket that `addr` is in. What is beyond the last counts as in the last: it holds the starts
+    /// of all spans there are beyond. What is below the first counts as in the first, and is in the
+    /// span before it if in any.
     #[inline]
     fn bucket(&self, addr: u64) -> u64 {
-        (addr.wrapping_sub(self.base) >> self.shift).min(self.last)
+        (addr.saturating_sub(self.base) >> self.shift).min(self.last)
     }
 }
 
@@ -169,66 +169,29 @@ impl SpanIndex {
     }
 
     fn build(&mut self) {
-        let (Some(first), Some(last)) = (self.spans.first(), self.spans.last()) else {
-            return;
-        };
-        let (first, last) = (first.start, last.start);
-        // A bucket starts at a multiple of its size: spans that do as well fill whole buckets, and
-        // none is shared with the span before.
-        let with_shift = |shift: u32| {
-            let base = first >> shift << shift;
-            Level {
-                base,
-                shift,
-                last: (last - base) >> shift,
-                entries: 0,
-            }
-        };
-        let finest = (0..u64::BITS)
-            .find(|&shift| with_shift(shift).last < FIRST_LEVEL_BUCKETS)
-            .unwrap_or(u64::BITS - 1);
-        let shift = self.coarsest_uncrowded(0..self.spans.len(), finest..u64::BITS, with_shift);
         let (mut entries, mut next_levels) = (Vec::new(), Vec::new());
-        self.first_level = self.fill(
-            with_shift(shift),
-            0..self.spans.len(),
-            LEVELS_BELOW_ONE_ANOTHER,
-            &mut entries,
-            &mut next_levels,
-        );
+        let all = 0..self.spans.len();
+        let depth = LEVELS_BELOW_ONE_ANOTHER;
+        self.first_level = self.level(all, depth, &mut entries, &mut next_levels);
         self.entries = entries.into_boxed_slice();
         self.next_levels = next_levels.into_boxed_slice();
     }
 
-    /// The largest of `shifts` with which no two of `spans` start in the same bucket; the smallest
-    /// if there is none.
-    fn coarsest_uncrowded(
+    /// Makes the level for addresses around `spans`, of which there is one at least, and the levels
+    /// below it. `depth` is how many there may be below one another.
+    fn level(
         &self,
-        spans: Range<usize>,
-        shifts: Range<u32>,
-        with_shift: impl Fn(u32) -> Level,
-    ) -> u32 {
-        let is_uncrowded = |shift: &u32| {
-            let level = with_shift(*shift);
-            self.spans[spans.clone()]
-                .windows(2)
-                .all(|pair| level.bucket(pair[0].start) != level.bucket(pair[1].start))
-        };
-        let smallest = shifts.start;
-        // Larger buckets are unions of smaller ones, so that from the first crowd on there is always
-        // one.
-        shifts.take_while(is_uncrowded).last().unwrap_or(smallest)
-    }
-
-    /// Makes the entries of a level whose buckets the starts of `spans`, and no others, are in.
-    fn fill(
-        &self,
-        mut level: Level,
         spans: Range<usize>,
         depth: usize,
         entries: &mut Vec<u16>,
         next_levels: &mut Vec<Level>,
     ) -> Level {
+        let buckets_max = if depth == LEVELS_BELOW_ONE_ANOTHER {
+            FIRST_LEVEL_BUCKETS
+        } else {
+            NEXT_LEVEL_BUCKETS
+        };
+        let mut level = best_buckets(&self.spans[spans.clone()], buckets_max);
         level.entries = entries.len();
         let buckets = level.last + 1;
         entries.extend((0..buckets).map(|_| CROWDED));
@@ -239,35 +202,51 @@ impl SpanIndex {
                 next += 1;
             }
             entries[slot] = match next - inside {
-                // The first bucket of a level may begin before any span does; then the first span
-                // is as good as none.
-                0 | 1 => entry(next.saturating_sub(1)).unwrap_or(CROWDED),
+                // In the first bucket there is one.
+                0 | 1 => entry(next - 1).unwrap_or(CROWDED),
                 _ if depth == 1 => CROWDED,
                 _ => {
-                    let below = self.divide(&level, bucket, inside..next);
-                    let number = next_levels.len();
-                    // To be replaced: the levels below this one come after it.
+                    let below = self.level(inside..next, depth - 1, entries, next_levels);
                     next_levels.push(below);
-                    let below = self.fill(below, inside..next, depth - 1, entries, next_levels);
-                    next_levels[number] = below;
-                    entry(number).map_or(CROWDED, |number| LEVEL | number)
+                    entry(next_levels.len() - 1).map_or(CROWDED, |number| LEVEL | number)
                 }
             };
         }
         level
     }
+}
 
-    /// A level for one bucket, in which `spans` start.
-    fn divide(&self, level: &Level, bucket: u64, spans: Range<usize>) -> Level {
-        let with_shift = |shift: u32| Level {
-            base: level.base + (bucket << level.shift),
+/// Buckets with as few of `spans` as can be starting in one together, and among those the fewest. Two
+/// small crowds count for less than a large one (the sum of squares): spans in clusters are divided
+/// by cluster first.
+fn best_buckets(spans: &[Span], buckets_max: u64) -> Level {
+    let (Some(first), Some(last)) = (spans.first(), spans.last()) else {
+        return Level::default();
+    };
+    let with_shift = |shift: u32| {
+        // A bucket starts at a multiple of its size: spans that do as well fill whole buckets, and
+        // none is shared with the span before.
+        let base = first.start >> shift << shift;
+        Level {
+            base,
             shift,
-            last: (1 << (level.shift - shift)) - 1,
+            last: ((last.start - base) >> shift).min(buckets_max - 1),
             entries: 0,
-        };
-        let finest = level.shift.saturating_sub(NEXT_LEVEL_BUCKETS.ilog2());
-        with_shift(self.coarsest_uncrowded(spans, finest..level.shift, with_shift))
-    }
+        }
+    };
+    let together = |level: &Level| {
+        spans
+            .chunk_by(|a, b| level.bucket(a.start) == level.bucket(b.start))
+            .filter(|chunk| chunk.len() > 1)
+            .map(|chunk| chunk.len() * chunk.len())
+            .sum::<usize>()
+    };
+    // The largest buckets first, and so the fewest: of equals the first is taken.
+    (0..u64::BITS)
+        .rev()
+        .map(with_shift)
+        .min_by_key(together)
+        .unwrap_or_default()
 }
 
 /// As an entry that is no level.
@@ -417,13 +396,24 @@ mod tests {
         layout.extend([(0, 128 * MIB); 400]);
         layout.extend([(0, GIB); 100]);
         layout.extend([(1 << 40, 16 * MIB), (16 * MIB, 4 * GIB)]);
-        assert!(most_steps(&spans(0, &layout)) <= 4 + 1);
+        assert!(most_steps(&spans(0, &layout)) <= 4);
     }
 
     #[test]
-    fn spans_crowded_beside_one_far_away_are_searched() {
-        let mut layout = vec![(0, 16); 500];
-        layout.push(((1 << 63) - (1 << 20), 16));
+    fn spans_in_clusters_take_a_further_level() {
+        let mut layout = vec![(0, 128 * MIB); 63];
+        for _ in 1..8 {
+            layout.push((1 << 44, 128 * MIB));
+            layout.extend([(0, 128 * MIB); 62]);
+        }
+        assert_eq!(most_steps(&spans(0, &layout)), 4);
+    }
+
+    #[test]
+    fn spans_in_clusters_of_clusters_of_clusters_are_searched() {
+        let layout: Vec<_> = (1..=256_u32)
+            .map(|i| (1 << (10 + 12 * (i.trailing_zeros() / 2)), 16))
+            .collect();
         let steps = most_steps(&spans(0, &layout));
         assert!((10..=STEPS_MAX).contains(&steps), "{steps}");
     }
