@@ -38,6 +38,25 @@ impl PackedPosition {
     pub const fn to_bits(self) -> u16 {
         self.index & !WRAP_BIT | if self.wrap { WRAP_BIT } else { 0 }
     }
+
+    /// The position `count` descriptors on, at most one pass of a ring of `size`.
+    #[inline]
+    pub(crate) const fn advanced(self, count: u16, size: u16) -> Self {
+        debug_assert!(self.index < size && count <= size && size <= WRAP_BIT);
+        // At most 32767 + 32768.
+        let index = self.index + count;
+        if index < size {
+            Self {
+                index,
+                wrap: self.wrap,
+            }
+        } else {
+            Self {
+                index: index - size,
+                wrap: !self.wrap,
+            }
+        }
+    }
 }
 
 /// Where a ring goes on: what `SET_VRING_BASE` carries and `GET_VRING_BASE` returns.

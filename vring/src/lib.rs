@@ -90,6 +90,7 @@ mod head;
 mod in_flight;
 mod in_order;
 mod notification;
+mod packed;
 mod ring_memory;
 mod split;
 

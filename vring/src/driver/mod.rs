@@ -38,16 +38,35 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod chain;
+mod formats;
 mod in_order;
 mod layout;
+mod packed;
 mod split;
 
-pub use self::layout::{DriverError, SplitLayout};
-pub use self::split::{AddError, Full, SplitDriver, Used};
+pub use self::chain::{AddError, Full, RawDescriptor, Used};
+pub use self::formats::Driver;
+pub use self::layout::{DriverError, Layout, PackedLayout, SplitLayout};
+pub use self::packed::PackedDriver;
+pub use self::split::SplitDriver;
 
+/// `VIRTQ_DESC_F_AVAIL`, packed rings: the driver's wrap counter of the pass the descriptor was made
+/// available in.
+pub const F_AVAIL: u16 = crate::packed::descriptor::F_AVAIL;
 /// `VIRTQ_DESC_F_INDIRECT`: the buffer is a table of descriptors.
 pub const F_INDIRECT: u16 = crate::split::descriptor::F_INDIRECT;
 /// `VIRTQ_DESC_F_NEXT`: the chain continues at `next`.
 pub const F_NEXT: u16 = crate::split::descriptor::F_NEXT;
+/// `VIRTQ_DESC_F_USED`, packed rings: the device's wrap counter of the pass the descriptor was used
+/// in, and its inverse while it is available.
+pub const F_USED: u16 = crate::packed::descriptor::F_USED;
 /// `VIRTQ_DESC_F_WRITE`: the device may write the buffer, and not read it.
 pub const F_WRITE: u16 = crate::split::descriptor::F_WRITE;
+
+/// `RING_EVENT_FLAGS_DESC`, packed rings: notify when a certain descriptor is passed.
+pub const EVENT_DESC: u16 = crate::packed::event::EVENT_DESC;
+/// `RING_EVENT_FLAGS_DISABLE`, packed rings: notify of nothing.
+pub const EVENT_DISABLE: u16 = crate::packed::event::EVENT_DISABLE;
+/// `RING_EVENT_FLAGS_ENABLE`, packed rings: notify of everything.
+pub const EVENT_ENABLE: u16 = crate::packed::event::EVENT_ENABLE;

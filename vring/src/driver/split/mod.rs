@@ -1,59 +1,26 @@
 //! The guest side of a split ring.
 
+mod raw;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::chain::Segment;
 use crate::config::{QueueSize, RingAddresses, RingFeatures};
 use crate::driver::DriverError;
+use crate::driver::chain::{
+    AddError, Full, RawDescriptor, Used, directed, raw_total_len, table_entries, total_len,
+    write_table,
+};
 use crate::driver::in_order::Order;
 use crate::notification::need_event;
-use crate::ring_memory::{DESCRIPTOR_BYTES, DESCRIPTOR_LEN};
-use crate::split::descriptor::{Descriptor, F_INDIRECT, F_NEXT, F_WRITE};
+use crate::ring_memory::DESCRIPTOR_BYTES;
+use crate::split::descriptor::{Descriptor, F_INDIRECT, F_NEXT};
 use crate::split::rings::SplitRings;
 use crate::split::{NO_INTERRUPT, NO_NOTIFY};
-
-/// There are not enough free descriptors; [`SplitDriver::poll_used`] frees some.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{needed} descriptors needed, {free} free")]
-pub struct Full {
-    /// Descriptors the chain needs.
-    pub needed: usize,
-    /// Descriptors that are free.
-    pub free: u16,
-}
-
-/// Why an indirect chain was not added.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AddError {
-    /// No free descriptor.
-    #[error(transparent)]
-    Full(#[from] Full),
-    /// The table is not inside one region of guest memory, or has more than 65535 entries.
-    #[error("no room for a table of {entries} entries at {address:#x}")]
-    Table {
-        /// The table's guest-physical address.
-        address: u64,
-        /// Its length in entries.
-        entries: usize,
-    },
-}
-
-/// A completion, as the device reported it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Used {
-    /// Head of the chain: what [`SplitDriver::add_chain`] returned, if the device is right.
-    pub id: u32,
-    /// Bytes written to the writable buffers, if the device is right.
-    pub len: u32,
-    /// Whether a chain with this head was outstanding. If not, the device is wrong, unless the
-    /// chain was offered with [`SplitDriver::offer`].
-    pub expected: bool,
-}
 
 /// The guest side of a split ring. See the [module](super) for what it is for.
 ///
@@ -226,14 +193,23 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
         writable: &[Segment],
     ) -> Result<u16, AddError> {
         self.reserve(1)?;
-        let entries = (readable.len() + writable.len()).max(1);
-        let table_error = AddError::Table {
-            address: table.0,
-            entries,
+        let last = table_entries(table, readable, writable)? - 1;
+        let encode = |index, segment: Segment, write| {
+            let (more, next) = if index == last {
+                (0, 0)
+            } else {
+                (F_NEXT, index + 1)
+            };
+            Descriptor {
+                address: segment.addr.0,
+                len: segment.len,
+                flags: write | more,
+                next,
+            }
+            .to_words()
         };
-        let count = u16::try_from(entries).map_err(|_| table_error)?;
-        self.write_table(table, count, readable, writable)
-            .ok_or(table_error)?;
+        let memory = &**self.rings.memory();
+        let count = write_table(memory, table, readable, writable, encode)?;
         let head = self.free_head;
         self.rings.store_descriptor(
             head,
@@ -246,6 +222,41 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
         );
         self.take(head, head, 1);
         self.stage(head, total_len(writable));
+        Ok(head)
+    }
+
+    /// Writes a chain of descriptors as they are, right or wrong, and stages its head. Returns the
+    /// head. `next` of each is the one after it, and of the last one the first, for those that have
+    /// [`F_NEXT`](super::F_NEXT) set.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`]: not enough free descriptors; nothing was written.
+    pub fn add_raw(&mut self, descriptors: &[RawDescriptor]) -> Result<u16, Full> {
+        let count = self.reserve(descriptors.len().max(1))?;
+        let head = self.free_head;
+        let (mut index, mut last) = (head, head);
+        let mut left = descriptors.len();
+        for &RawDescriptor {
+            address,
+            len,
+            flags,
+        } in descriptors
+        {
+            left -= 1;
+            last = index;
+            index = self.next[usize::from(index)];
+            let next = if left == 0 { head } else { index };
+            let descriptor = Descriptor {
+                address,
+                len,
+                flags,
+                next,
+            };
+            self.rings.store_descriptor(last, descriptor);
+        }
+        self.take(head, last, count);
+        self.stage(head, raw_total_len(descriptors));
         Ok(head)
     }
 
@@ -374,40 +385,6 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
         self.next_used
     }
 
-    /// Writes an indirect table of `count` entries; `None` if it is not in one region.
-    #[inline]
-    fn write_table(
-        &self,
-        table: GuestAddress,
-        count: u16,
-        readable: &[Segment],
-        writable: &[Segment],
-    ) -> Option<()> {
-        let len = usize::from(count) * DESCRIPTOR_LEN;
-        let slice = self.rings.memory().get_slice(table, len).ok()?;
-        let mut index = 0;
-        for (segment, write) in directed(readable, writable) {
-            let offset = usize::from(index) * DESCRIPTOR_LEN;
-            index += 1;
-            let (more, next) = if index == count {
-                (0, 0)
-            } else {
-                (F_NEXT, index)
-            };
-            let words = Descriptor {
-                address: segment.addr.0,
-                len: segment.len,
-                flags: write | more,
-                next,
-            }
-            .to_words();
-            slice
-                .write_slice(words.map(u64::to_ne_bytes).as_flattened(), offset)
-                .ok()?;
-        }
-        Some(())
-    }
-
     /// The completion of the oldest chain, in order.
     fn complete(&mut self, head: u16, len: u32) -> Used {
         self.next_used = self.next_used.wrapping_add(1);
@@ -465,109 +442,4 @@ impl<M: GuestMemoryBackend> SplitDriver<M> {
         self.rings.store_avail_entry(self.next_avail(), head);
         self.staged = self.staged.wrapping_add(1);
     }
-}
-
-/// Any value into any word, and any word read back. Positions and descriptor indices are taken
-/// modulo the queue size, so that even a wrong test writes only to its ring.
-impl<M: GuestMemoryBackend> SplitDriver<M> {
-    /// Writes descriptor `index`.
-    pub fn write_desc(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
-        self.rings.store_descriptor(
-            index,
-            Descriptor {
-                address,
-                len,
-                flags,
-                next,
-            },
-        );
-    }
-
-    /// Writes the head at `position` of the available ring.
-    pub fn write_avail_entry(&self, position: u16, head: u16) {
-        self.rings.store_avail_entry(position, head);
-    }
-
-    /// Writes `avail.idx`.
-    pub fn set_avail_idx(&self, index: u16) {
-        self.rings.publish_avail_idx(index);
-    }
-
-    /// Writes `avail.flags`.
-    pub fn set_avail_flags(&self, flags: u16) {
-        self.rings.store_avail_flags(flags);
-    }
-
-    /// Writes `used_event`.
-    pub fn set_used_event(&self, event: u16) {
-        self.rings.store_used_event(event);
-    }
-
-    /// Writes `used.idx`, which is the device's to write.
-    pub fn set_used_idx(&self, index: u16) {
-        self.rings.publish_used_idx(index);
-    }
-
-    /// Writes `used.flags`, which is the device's to write.
-    pub fn set_used_flags(&self, flags: u16) {
-        self.rings.store_used_flags(flags);
-    }
-
-    /// Writes `avail_event`, which is the device's to write.
-    pub fn set_avail_event(&self, event: u16) {
-        self.rings.store_avail_event(event);
-    }
-
-    /// Writes the used element at `position`, which is the device's to write.
-    pub fn write_used_entry(&self, position: u16, id: u32, len: u32) {
-        self.rings.store_raw_used_element(position, id, len);
-    }
-
-    /// Reads `used.idx`.
-    pub fn used_idx(&self) -> u16 {
-        self.rings.used_idx()
-    }
-
-    /// Reads `used.flags`.
-    pub fn used_flags(&self) -> u16 {
-        self.rings.used_flags()
-    }
-
-    /// Reads `avail_event`.
-    pub fn avail_event(&self) -> u16 {
-        self.rings.avail_event()
-    }
-
-    /// Reads `id` and `len` of the used element at `position`.
-    pub fn used_entry(&self, position: u16) -> (u32, u32) {
-        self.rings.used_element(position)
-    }
-}
-
-/// Bytes of a chain's writable buffers, as far as a used length can tell.
-#[inline]
-fn total_len(segments: &[Segment]) -> u32 {
-    let total = |sum: u32, segment: &Segment| sum.saturating_add(segment.len);
-    segments.iter().fold(0, total)
-}
-
-/// The segments of a chain in order, each with the flag of its direction. Empty in, one empty
-/// segment out.
-#[inline]
-fn directed<'a>(
-    readable: &'a [Segment],
-    writable: &'a [Segment],
-) -> impl Iterator<Item = (Segment, u16)> + 'a {
-    let nothing = Segment {
-        addr: GuestAddress(0),
-        len: 0,
-    };
-    let empty = readable.is_empty() && writable.is_empty();
-    let readable = readable.iter().map(|&segment| (segment, 0));
-    let writable = writable.iter().map(|&segment| (segment, F_WRITE));
-    empty
-        .then_some((nothing, 0))
-        .into_iter()
-        .chain(readable)
-        .chain(writable)
 }
