@@ -52,6 +52,8 @@ pub(crate) struct InOrder {
     first: u16,
     /// How many there are.
     count: u16,
+    /// How many of them are not complete.
+    in_flight: u16,
 }
 
 impl InOrder {
@@ -68,12 +70,19 @@ impl InOrder {
             arrival_of: vec![0; usize::from(size)].into_boxed_slice(),
             first: 0,
             count: 0,
+            in_flight: 0,
         }
     }
 
     /// Nothing waits to be completed or to be given back.
-    pub(crate) const fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    const fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Chains not complete.
+    pub(crate) const fn in_flight(&self) -> u16 {
+        self.in_flight
     }
 
     /// Notes that the chain at `head` was popped, the latest so far; false if one with the same head
@@ -93,6 +102,7 @@ impl InOrder {
             complete: false,
         };
         self.count += 1;
+        self.in_flight += 1;
         true
     }
 
@@ -110,9 +120,10 @@ impl InOrder {
         match self.find(head) {
             Some(number)
                 if number == self.first.wrapping_add(self.count - 1)
-                    && !self.at(number).complete =>
+                    && !self.arrival(number).complete =>
             {
                 self.count -= 1;
+                self.in_flight -= 1;
                 true
             }
             _ => false,
@@ -132,6 +143,7 @@ impl InOrder {
         }
         arrival.complete = true;
         arrival.written = written;
+        self.in_flight -= 1;
         true
     }
 
@@ -148,7 +160,7 @@ impl InOrder {
                 written,
                 head,
                 complete,
-            } = *self.at(self.first);
+            } = *self.arrival(self.first);
             if !complete {
                 break;
             }
@@ -170,10 +182,15 @@ impl InOrder {
     /// The number of the arrival with `head`, if it is here. What is left over from an earlier one
     /// points outside, or to another head.
     #[inline]
-    fn find(&mut self, head: u16) -> Option<u16> {
+    fn find(&self, head: u16) -> Option<u16> {
         let number = *self.arrival_of.get(usize::from(head))?;
         let here = number.wrapping_sub(self.first) < self.count;
-        (here && self.at(number).head == head).then_some(number)
+        (here && self.arrival(number).head == head).then_some(number)
+    }
+
+    #[inline]
+    fn arrival(&self, number: u16) -> &Arrival {
+        &self.arrivals[usize::from(number) & (self.arrivals.len() - 1)]
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 pub(crate) mod descriptor;
 pub(crate) mod layout;
+mod reorder;
 pub(crate) mod rings;
 mod walk;
 
@@ -98,8 +99,10 @@ pub struct SplitQueue<M> {
     signalled_used: Option<u16>,
     /// The `NO_NOTIFY` bit as last stored.
     kicks_disabled: bool,
+    /// Without room with `VIRTIO_F_IN_ORDER`: then every head is refused here, and takes the slow
+    /// way to `in_order`; so the fast way need not ask which it is.
     in_flight: InFlight,
-    /// Chains that wait for those before them, with `VIRTIO_F_IN_ORDER`.
+    /// Chains in flight and those that wait for them, with `VIRTIO_F_IN_ORDER`.
     in_order: Option<Box<InOrder>>,
     /// The head that [`unpop`](Self::unpop) can take back, while it is in flight.
     latest: Option<u16>,
@@ -118,7 +121,8 @@ impl<M> fmt::Debug for SplitQueue<M> {
             .field("avail_idx", &self.avail_idx)
             .field("used_idx", &self.used_idx)
             .field("staged", &self.staged)
-            .field("in_flight", &self.in_flight.count())
+            .field("in_flight", &self.in_flight)
+            .field("in_order", &self.in_order.is_some())
             .field("fault", &self.fault)
             .finish_non_exhaustive()
     }
@@ -149,6 +153,7 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         let rings = SplitRings::translate(memory, config.size, config.addresses)?;
         let used_idx = rings.used_idx();
         rings.store_used_flags(0);
+        let (entries, in_order) = (config.size.get(), config.features.in_order);
         Ok(Self {
             rings,
             features: config.features,
@@ -158,8 +163,8 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
             staged: 0,
             signalled_used: None,
             kicks_disabled: false,
-            in_flight: InFlight::new(config.size.get()),
-            in_order: (config.features.in_order).then(|| Box::new(InOrder::new(config.size.get()))),
+            in_flight: InFlight::new(if in_order { 0 } else { entries }),
+            in_order: in_order.then(|| Box::new(InOrder::new(entries))),
             latest: None,
             fault: None,
             fault_reported: false,
@@ -190,10 +195,7 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         if index >= size {
             return self.ring_fault(RingFault::HeadOutOfRange { head: index, size });
         }
-        // What waits to be given back in order is still the device's, though not in flight.
-        let is_new = (self.in_order.as_mut()).is_none_or(|in_order| in_order.arrive(index))
-            && self.in_flight.insert(index);
-        if !is_new {
+        if !self.in_flight.insert(index) && !self.arrive_in_order(index) {
             return self.ring_fault(RingFault::HeadInFlight { head: index });
         }
         self.next_avail = self.next_avail.wrapping_add(1);
@@ -201,8 +203,8 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         let head = Head::new(index);
         match walk(&self.rings, self.features.indirect_desc, index, chain) {
             Ok(()) => {
-                if let Some(in_order) = &mut self.in_order {
-                    in_order.set_latest_writable(chain.writable_len());
+                if self.in_order.is_some() {
+                    self.set_latest_writable(chain.writable_len());
                 }
                 Ok(Some(head))
             }
@@ -219,14 +221,16 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     ///
     /// Returns the head if it is not the latest.
     pub fn unpop(&mut self, head: Head) -> Result<(), Head> {
-        if self.latest != Some(head.index()) || !self.in_flight.remove(head.index()) {
+        let index = head.index();
+        let taken_back = self.latest == Some(index)
+            && match &mut self.in_order {
+                None => self.in_flight.remove(index),
+                Some(in_order) => in_order.retract(index),
+            };
+        if !taken_back {
             return Err(head);
         }
         self.latest = None;
-        if let Some(in_order) = &mut self.in_order {
-            let was_latest = in_order.retract(head.index());
-            debug_assert!(was_latest, "both know which pop was the latest");
-        }
         self.next_avail = self.next_avail.wrapping_sub(1);
         if self.fault.is_some() {
             // A stopped ring stays empty.
@@ -246,13 +250,11 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     #[inline]
     pub fn push(&mut self, head: Head, len: u32) {
         let index = head.index();
-        let was_in_flight = self.in_flight.remove(index);
-        debug_assert!(was_in_flight, "head {index} is not from this queue");
-        if !was_in_flight || self.lost {
+        if !self.in_flight.remove(index) {
+            self.push_in_order(index, len);
             return;
         }
-        if let Some(in_order) = &mut self.in_order {
-            in_order.complete(index, len);
+        if self.lost {
             return;
         }
         self.rings.store_used_element(self.next_used(), index, len);
@@ -266,7 +268,8 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     /// written in full share one used element, that of the last.
     #[inline]
     pub fn publish(&mut self) -> usize {
-        if self.in_order.is_some() {
+        if self.staged == 0 {
+            // Always, with IN_ORDER.
             self.stage_in_order();
         }
         let count = self.staged;
@@ -369,7 +372,10 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     /// Chains popped and not pushed yet.
     #[inline]
     pub const fn in_flight(&self) -> u16 {
-        self.in_flight.count()
+        match &self.in_order {
+            None => self.in_flight.count(),
+            Some(in_order) => in_order.in_flight(),
+        }
     }
 
     /// Number of entries.
@@ -446,26 +452,6 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     fn next_used(&self) -> u16 {
         let [low, high, ..] = self.staged.to_le_bytes();
         self.used_idx.wrapping_add(u16::from_le_bytes([low, high]))
-    }
-
-    /// Stages the used elements of the chains whose turn it is.
-    ///
-    /// A run's element goes where that of its first chain would have gone, and the index passes all
-    /// of them (virtio 1.3 §2.7.9).
-    fn stage_in_order(&mut self) {
-        let mut position = self.next_used();
-        let Some(in_order) = &mut self.in_order else {
-            return;
-        };
-        if self.lost {
-            return;
-        }
-        while let Some(run) = in_order.take_run(|_| {}) {
-            self.rings
-                .store_used_element(position, run.last, run.written);
-            position = position.wrapping_add(run.chains);
-            self.staged += usize::from(run.chains);
-        }
     }
 
     /// Reads `avail.idx`; true if there is something to fetch.
