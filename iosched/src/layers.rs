@@ -3,16 +3,49 @@
 use crate::request::{Op, Request};
 use crate::steps::step;
 
-/// A request in sorted order.
+/// A request in sorted order, packed into one number so that sorting compares without branches. From
+/// the highest bits down:
+///
+/// * 31 bits, its layer: all of one layer come out before any of the next.
+/// * 1 bit, that it may not be merged: sorted behind those of its layer that may.
+/// * 64 bits, its offset.
+/// * 32 bits, its arrival: the position in the piece of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key {
-    /// All of one layer come out before any of the next.
-    pub(crate) layer: u32,
-    /// May not be merged: sorted behind those of its layer that may.
-    pub(crate) alone: bool,
-    pub(crate) offset: u64,
-    /// Arrival: position in the piece of the batch.
-    pub(crate) index: u32,
+pub(crate) struct Key(u128);
+
+impl Key {
+    const OFFSET: u32 = 32;
+    const ALONE: u128 = 1 << 96;
+    const LAYER: u32 = 97;
+
+    /// In layer 0, and mergeable.
+    pub(crate) fn new(offset: u64, index: u32) -> Self {
+        Self(u128::from(offset) << Self::OFFSET | u128::from(index))
+    }
+
+    /// Takes note of the layer, of which there are fewer than 2^17.
+    pub(crate) fn set_layer(&mut self, layer: u32) {
+        self.0 |= u128::from(layer) << Self::LAYER;
+    }
+
+    pub(crate) fn set_alone(&mut self) {
+        self.0 |= Self::ALONE;
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the field's 64 bits")]
+    pub(crate) fn offset(self) -> u64 {
+        (self.0 >> Self::OFFSET) as u64
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the field's 32 bits")]
+    pub(crate) fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    /// Same layer, and both mergeable or neither.
+    pub(crate) fn is_with(self, other: Self) -> bool {
+        (self.0 ^ other.0) & !(Self::ALONE - 1) == 0
+    }
 }
 
 /// Whether any two of the requests, given in the order of their offsets, overlap and one of them
@@ -70,17 +103,17 @@ impl Layers {
         arrival.clear();
         arrival.resize(keys.len(), 0);
         for (position, key) in (0u32..).zip(keys.iter()) {
-            arrival[key.index as usize] = position;
+            arrival[key.index()] = position;
         }
         for (request, &position) in requests.iter().zip(arrival.iter()) {
             let Some(last) = request.last() else { continue };
             let begin = keys.partition_point(|key| {
                 step();
-                key.offset < request.offset
+                key.offset() < request.offset
             });
             let end = keys.partition_point(|key| {
                 step();
-                key.offset <= last
+                key.offset() <= last
             });
             // A tree holds layers plus one, so that 0 means none: the layer above is the value.
             let after_writes = self.writes.max(begin, end);
@@ -92,7 +125,7 @@ impl Layers {
                 _ => (after_writes, &mut self.reads),
             };
             tree.raise(begin, end, layer + 1);
-            keys[position as usize].layer = layer;
+            keys[position as usize].set_layer(layer);
         }
     }
 }
@@ -191,4 +224,33 @@ impl MaxTree {
 /// The nodes above `node`, up to the root.
 fn ancestors(node: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(node / 2), |node| Some(node / 2)).take_while(|node| *node > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_sort_by_layer_then_mergeable_first_then_offset_then_arrival() {
+        let key = |layer, alone, offset, index| {
+            let mut key = Key::new(offset, index);
+            key.set_layer(layer);
+            if alone {
+                key.set_alone();
+            }
+            assert_eq!((key.offset(), key.index()), (offset, index as usize));
+            key
+        };
+        let sorted = [
+            key(0, false, 0, u32::MAX),
+            key(0, false, u64::MAX, 0),
+            key(0, true, 0, 0),
+            key(1, false, 0, 0),
+            key(1, false, 0, 1),
+            key(70_000, true, u64::MAX, u32::MAX),
+        ];
+        assert!(sorted.is_sorted_by(|a, b| a < b));
+        assert!(sorted[0].is_with(sorted[1]) && sorted[3].is_with(sorted[4]));
+        assert!(!sorted[1].is_with(sorted[2]) && !sorted[1].is_with(sorted[3]));
+    }
 }

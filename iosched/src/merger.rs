@@ -56,9 +56,10 @@ impl std::error::Error for Full {}
 #[derive(Debug)]
 pub struct Merger {
     limits: Limits,
-    capacity: usize,
-    /// The batch, in order of arrival.
-    batch: Vec<Request>,
+    /// Room for the batch, in order of arrival.
+    batch: Box<[Request]>,
+    /// Of the batch.
+    len: usize,
     /// Each of the batch begins at or after the end of the one before it, and may be merged.
     ascending: bool,
     /// End of the last of the batch, while `ascending`.
@@ -81,10 +82,17 @@ impl Merger {
     /// cut to that, see [`capacity`](Self::capacity); with 0 every request is [`Full`].
     pub fn new(capacity: usize, limits: Limits) -> Self {
         let capacity = capacity.min(MAX_CAPACITY);
+        let nothing = Request {
+            op: Op::Barrier,
+            offset: 0,
+            len: 0,
+            segments: 0,
+            tag: 0,
+        };
         Self {
             limits,
-            capacity,
-            batch: Vec::with_capacity(capacity),
+            batch: vec![nothing; capacity].into_boxed_slice(),
+            len: 0,
             ascending: true,
             end: 0,
             touch: TouchTable::new(capacity),
@@ -104,14 +112,17 @@ impl Merger {
     /// [`Full`]: [`unplug`](Self::unplug) first.
     #[inline]
     pub fn plug(&mut self, request: Request) -> Result<(), Full> {
-        if self.batch.len() == self.capacity {
+        let Some(place) = self.batch.get_mut(self.len) else {
             return Err(Full(request));
+        };
+        *place = request;
+        self.len += 1;
+        if self.ascending {
+            match request.mergeable_end() {
+                Some(end) if request.offset >= self.end => self.end = end,
+                _ => self.ascending = false,
+            }
         }
-        match request.mergeable_end() {
-            Some(end) if self.ascending && request.offset >= self.end => self.end = end,
-            _ => self.ascending = false,
-        }
-        self.batch.push(request);
         Ok(())
     }
 
@@ -120,14 +131,14 @@ impl Merger {
     ///
     /// The parts are borrowed for the call only; copy what is needed to complete them.
     pub fn unplug(&mut self, emit: impl FnMut(Merged<'_>)) {
-        if self.batch.is_empty() {
-            return;
-        }
-        // A panic in `emit` must not make the next unplug submit a request twice.
-        let emptied = Emptied(&mut self.batch);
-        let batch: &[Request] = emptied.0;
+        // Emptied first: a panic in `emit` must not make the next unplug submit a request twice.
+        let len = std::mem::take(&mut self.len);
         let ascending = std::mem::replace(&mut self.ascending, true);
         self.end = 0;
+        let batch = &self.batch[..len];
+        if batch.is_empty() {
+            return;
+        }
 
         self.stats.count_batch(batch.len());
         let mut out = Out {
@@ -137,7 +148,9 @@ impl Merger {
             emit,
         };
 
-        if ascending {
+        if len == 1 {
+            out.all_alone(batch);
+        } else if ascending {
             out.neighbours(batch);
         } else if !self.touch.may_touch(batch) {
             out.all_alone(batch);
@@ -162,31 +175,22 @@ impl Merger {
 
     /// Requests in the batch.
     pub fn len(&self) -> usize {
-        self.batch.len()
+        self.len
     }
 
     /// Whether the batch is empty.
     pub fn is_empty(&self) -> bool {
-        self.batch.is_empty()
+        self.len == 0
     }
 
     /// Most requests in a batch.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.batch.len()
     }
 
     /// Counters since [`new`](Self::new).
     pub fn stats(&self) -> &Stats {
         &self.stats
-    }
-}
-
-/// Clears the batch when dropped, on every way out.
-struct Emptied<'a>(&'a mut Vec<Request>);
-
-impl Drop for Emptied<'_> {
-    fn drop(&mut self) {
-        self.0.clear();
     }
 }
 
@@ -215,10 +219,13 @@ impl<F: FnMut(Merged<'_>)> Out<'_, F> {
 
     /// Hands the requests out in their order, unmerged.
     fn all_alone(&mut self, requests: &[Request]) {
-        // Counted for all at once, which a panic in `emit` then leaves too high.
-        self.stats.count_alone(requests);
+        // Counted for all at once, which a panic in `emit` prevents.
+        let mut bytes = 0u64;
         for request in requests {
             step();
+            if request.op.moves_data() {
+                bytes = bytes.saturating_add(request.len);
+            }
             (self.emit)(Merged {
                 op: request.op,
                 offset: request.offset,
@@ -227,6 +234,7 @@ impl<F: FnMut(Merged<'_>)> Out<'_, F> {
                 parts: std::slice::from_ref(&request.into()),
             });
         }
+        self.stats.count_alone(requests.len(), bytes);
     }
 
     fn begin(&mut self, request: &Request) -> Run {
@@ -303,38 +311,39 @@ impl Sorter<'_> {
     /// Fills `keys`, sorted by layer and offset.
     fn sort(&mut self, piece: &[Request]) {
         self.keys.clear();
+        let numbered = (0u32..).zip(piece);
         self.keys
-            .extend((0u32..).zip(piece).map(|(index, request)| Key {
-                layer: 0,
-                alone: request.mergeable_end().is_none(),
-                offset: request.offset,
-                index,
-            }));
-        self.keys.sort_unstable_by_key(|key| {
-            step();
-            (key.offset, key.index)
-        });
-        let conflict = any_conflict(self.keys.iter().map(|key| &piece[key.index as usize]));
+            .extend(numbered.map(|(index, request)| Key::new(request.offset, index)));
+        sort_keys(self.keys);
+        let conflict = any_conflict(self.keys.iter().map(|key| &piece[key.index()]));
         if conflict {
             self.layers.assign(self.keys, piece, self.arrival);
         }
-        if conflict || self.keys.iter().any(|key| key.alone) {
-            self.keys.sort_unstable_by(|a, b| {
-                step();
-                a.cmp(b)
-            });
+        let mut any_alone = false;
+        for key in &mut *self.keys {
+            if piece[key.index()].mergeable_end().is_none() {
+                key.set_alone();
+                any_alone = true;
+            }
+        }
+        if conflict || any_alone {
+            sort_keys(self.keys);
         }
     }
 
     /// Emits layer by layer.
     fn chains<F: FnMut(Merged<'_>)>(&mut self, piece: &[Request], out: &mut Out<'_, F>) {
-        for layer in self
-            .keys
-            .chunk_by(|a, b| (a.layer, a.alone) == (b.layer, b.alone))
-        {
+        for layer in self.keys.chunk_by(|a, b| a.is_with(*b)) {
             chain(layer, piece, self.chained, out);
         }
     }
+}
+
+fn sort_keys(keys: &mut [Key]) {
+    keys.sort_unstable_by(|a, b| {
+        step();
+        a.cmp(b)
+    });
 }
 
 /// Merges the requests of one layer, given in the order of their offsets.
@@ -349,13 +358,13 @@ fn chain<F: FnMut(Merged<'_>)>(
     chained: &mut Vec<u32>,
     out: &mut Out<'_, F>,
 ) {
-    let request = |position: usize| &piece[layer[position].index as usize];
+    let request = |position: usize| &piece[layer[position].index()];
     chained.clear();
     chained.resize(layer.len(), 0);
     let mut first = 0;
     for group in layer.chunk_by(|a, b| {
         step();
-        a.offset == b.offset
+        a.offset() == b.offset()
     }) {
         for head in first + chained[first] as usize..first + group.len() {
             let mut run = out.begin(request(head));
@@ -379,15 +388,15 @@ fn chain<F: FnMut(Merged<'_>)>(
 fn find(layer: &[Key], from: usize, offset: u64) -> Option<usize> {
     let rest = layer.get(from..)?;
     // Without overlapping reads it is the very next, or none.
-    let skip = if rest.first()?.offset >= offset {
+    let skip = if rest.first()?.offset() >= offset {
         0
     } else {
         rest.partition_point(|key| {
             step();
-            key.offset < offset
+            key.offset() < offset
         })
     };
-    (rest.get(skip)?.offset == offset).then_some(from + skip)
+    (rest.get(skip)?.offset() == offset).then_some(from + skip)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use crate::merger::MAX_CAPACITY;
-use crate::request::{Op, Request};
+use crate::request::Op;
 
 /// Buckets of the histogram: one for each power of two up to the largest batch.
 const BUCKETS: usize = MAX_CAPACITY.ilog2() as usize + 1;
@@ -72,16 +72,13 @@ impl Stats {
         }
     }
 
-    /// Counts requests that come out as they came in, at least one.
-    pub(crate) fn count_alone(&mut self, requests: &[Request]) {
-        add(&mut self.requests_out, requests.len() as u64);
+    /// Counts requests that come out as they came in, at least one, and the bytes they move.
+    pub(crate) fn count_alone(&mut self, requests: usize, bytes: u64) {
+        let requests = requests as u64;
+        add(&mut self.requests_out, requests);
         self.largest_merge = self.largest_merge.max(1);
-        add(&mut self.merge_sizes[0], requests.len() as u64);
-        for request in requests {
-            if request.op.moves_data() {
-                add(&mut self.bytes, request.len);
-            }
-        }
+        add(&mut self.merge_sizes[0], requests);
+        add(&mut self.bytes, bytes);
     }
 }
 

@@ -8,6 +8,14 @@ use crate::steps::step;
 /// Slots per request. At a quarter full a probe seldom meets another entry.
 const SLOTS_PER_REQUEST: usize = 4;
 
+/// Words of the filter per request: two bits for each of them in one word, and 128 to have them in, so
+/// that the filter is wrong about an end once in more than a thousand times.
+const WORDS_PER_REQUEST: usize = 2;
+
+/// Most words of the filter: 4 KiB. A batch beyond 256 requests has fewer per request, is passed on
+/// the more often, and can bear it.
+const FILTER_WORDS: usize = 512;
+
 /// Longest probe. The hash is known, so a guest can aim all its offsets at one slot; past this the
 /// answer is "perhaps", which costs the sort and no more.
 const MAX_PROBES: usize = 8;
@@ -15,9 +23,8 @@ const MAX_PROBES: usize = 8;
 /// The beginnings of a batch's requests, as a filter and as an open-addressing hash table.
 #[derive(Debug)]
 pub(crate) struct TouchTable {
-    /// A Bloom filter, three bits of one word for each beginning; a word per request, so that it is
-    /// wrong about an end once in two thousand times. Power of two long.
-    filter: Vec<u64>,
+    /// A Bloom filter of the offsets, whatever their direction.
+    filter: Box<[u64; FILTER_WORDS]>,
     /// Index of the request plus one; 0 is free. Power of two long.
     slots: Vec<u32>,
 }
@@ -25,7 +32,7 @@ pub(crate) struct TouchTable {
 impl TouchTable {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
-            filter: vec![0; capacity.next_power_of_two()],
+            filter: Box::new([0; FILTER_WORDS]),
             slots: vec![0; (capacity * SLOTS_PER_REQUEST).next_power_of_two()],
         }
     }
@@ -37,21 +44,24 @@ impl TouchTable {
     }
 
     fn filter_may_touch(&mut self, requests: &[Request]) -> bool {
-        let len = requests.len().next_power_of_two().min(self.filter.len());
-        let filter = &mut self.filter[..len];
-        filter.fill(0);
-        // One that cannot merge is taken in too: the table knows better.
+        let len = (requests.len() * WORDS_PER_REQUEST)
+            .next_power_of_two()
+            .min(FILTER_WORDS);
+        let filter = &mut *self.filter;
+        filter[..len].fill(0);
+        // The second mask spares the check of the bounds.
+        let word = |hash| word(hash, len) & (FILTER_WORDS - 1);
+        // One that cannot merge is taken in too, and an end that wraps is looked for: the table knows
+        // better.
         for request in requests {
             step();
-            let hash = hash(request.op, request.offset);
-            filter[word(hash, len)] |= bits(hash);
+            let hash = hash(request.offset);
+            filter[word(hash)] |= bits(hash);
         }
         requests.iter().any(|request| {
             step();
-            // Nor does an end that wraps matter here.
-            let hash = hash(request.op, request.offset.wrapping_add(request.len));
-            let bits = bits(hash);
-            filter[word(hash, len)] & bits == bits
+            let hash = hash(request.offset.wrapping_add(request.len));
+            filter[word(hash)] & bits(hash) == bits(hash)
         })
     }
 
@@ -118,7 +128,7 @@ fn begins(requests: &[Request], slot: u32, op: Op, offset: u64) -> bool {
 }
 
 fn probes(len: usize, op: Op, offset: u64) -> impl Iterator<Item = usize> {
-    let start = word(hash(op, offset), len);
+    let start = word(hash(offset ^ u64::from(op == Op::Write)), len);
     (0..MAX_PROBES).map(move |probe| {
         step();
         (start + probe) & (len - 1)
@@ -128,9 +138,9 @@ fn probes(len: usize, op: Op, offset: u64) -> impl Iterator<Item = usize> {
 /// Fibonacci hashing: the high bits of the product depend on all bits of the offset, of which the
 /// low nine are zero as a rule.
 #[inline]
-fn hash(op: Op, offset: u64) -> u64 {
+fn hash(offset: u64) -> u64 {
     const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
-    (offset ^ u64::from(op == Op::Write)).wrapping_mul(GOLDEN_RATIO)
+    offset.wrapping_mul(GOLDEN_RATIO)
 }
 
 /// The hash's place among `len`, a power of two of at most 2^18.
@@ -140,22 +150,20 @@ fn word(hash: u64, len: usize) -> usize {
     (hash >> 32) as usize & (len - 1)
 }
 
-/// Three bits out of 64, by the hash's 18 highest. [`word`] takes bits from the other end of its
-/// half: for batches of up to 2^14 requests they do not share any.
+/// Two bits out of 64, by the hash's 12 highest: [`word`] takes its bits, of the filter at most 11,
+/// from the other end of the same half.
 #[inline]
 fn bits(hash: u64) -> u64 {
-    1 << (hash >> 58) | 1 << (hash >> 52 & 63) | 1 << (hash >> 46 & 63)
+    1 << (hash >> 58) | 1 << (hash >> 52 & 63)
 }
 
-/// Whether a write of a batch of `requests` at `offset` has the first slot of the table and the first
+/// Whether a read of a batch of `requests` at `offset` has the first slot of the table and the first
 /// word of the filter.
 #[cfg(test)]
 pub(crate) fn aims_at_the_first_slot(requests: usize, offset: u64) -> bool {
     // The filter's place is the low bits of the table's.
-    word(
-        hash(Op::Write, offset),
-        (requests * SLOTS_PER_REQUEST).next_power_of_two(),
-    ) == 0
+    let slots = (requests * SLOTS_PER_REQUEST).next_power_of_two();
+    word(hash(offset), slots) == 0 && probes(slots, Op::Read, offset).next() == Some(0)
 }
 
 #[cfg(test)]

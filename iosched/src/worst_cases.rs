@@ -159,7 +159,7 @@ fn offsets_aimed_at_the_filter_and_the_hash_table_cost_the_sort_and_no_more() {
     let requests: Vec<_> = (0u32..)
         .zip(aimed.iter().rev())
         .map(|(tag, &offset)| Request {
-            op: Op::Write,
+            op: Op::Read,
             offset,
             len: 1024,
             segments: 1,
