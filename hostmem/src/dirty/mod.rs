@@ -3,6 +3,8 @@
 mod bitmap;
 mod log;
 mod switch;
+#[cfg(test)]
+mod switch_tests;
 
 use crate::sync;
 

@@ -2,6 +2,8 @@
 
 mod handler;
 mod slot;
+#[cfg(test)]
+mod slot_tests;
 mod table;
 
 use std::io;
