@@ -7,22 +7,26 @@
 mod abi;
 mod ring;
 
-use std::collections::vec_deque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use crate::engine::{BlockingFile, Completion, Engine, Submission};
+use crate::backend::{
+    Arming, Backend, BlockingFile, Completion, INTERRUPTED_TRIES_MAX, Submission, take_at_most,
+};
+use crate::blocking::Blocking;
+use crate::engine::{self, Engine};
 use crate::error::SetupError;
 use crate::notifier::Notifier;
-use crate::op::{Durability, Op, Opcode, Table};
+use crate::op::{Durability, Opcode, Table};
 use abi::{IoEvent, Iocb};
 use ring::Ring;
 
-/// Tries of one system call that keeps being interrupted. A signal storm must not hold the data
-/// thread; what is left over is parked and tried again later.
-const INTERRUPTED_TRIES_MAX: usize = 16;
+/// Submit calls in a row whose operations had all completed when the call returned, after which a
+/// disarmed queue submits without the eventfd. A file that completes so (tmpfs, or any buffered
+/// one) does it always; a disk that is quick by chance does not do it so often.
+const INLINE_STREAK: u8 = 16;
 
 /// Events per io_getevents where the ring cannot be read; 1 KiB of stack.
 const GETEVENTS_BATCH: usize = 32;
@@ -43,14 +47,23 @@ pub(crate) struct LinuxAio {
     /// `aio_context_t`; `None` once destroyed.
     ctx: Option<libc::c_ulong>,
     ring: Option<Ring>,
-    file: Arc<File>,
+    /// Keeps the file open.
+    blocking: Arc<Blocking>,
     notifier: Arc<Notifier>,
-    /// One control block per slot. The kernel copies it in io_submit, but for the address.
+    /// One control block per slot, what never changes filled in. The kernel copies it in
+    /// io_submit, but for the address.
     iocbs: Box<[Iocb]>,
     /// Addresses for one io_submit, capacity fixed at the depth.
     batch: Vec<*mut Iocb>,
     /// Until the kernel or the file has refused `IOCB_CMD_FDSYNC` once.
     fdsync: bool,
+    armed: bool,
+    /// Submit calls in a row as [`INLINE_STREAK`] says, up to that.
+    inline: u8,
+    /// Operations taken by the kernel whose completions were not reaped, and how many of them
+    /// complete without signalling.
+    in_flight: usize,
+    silent: usize,
 }
 
 // SAFETY: `batch` holds pointers into `iocbs` only within a call of `submit`; an AIO context
@@ -63,14 +76,8 @@ impl LinuxAio {
         depth: u16,
         source: CompletionSource,
     ) -> Result<Self, SetupError> {
-        // SAFETY: no pointer is passed.
-        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-        if flags < 0 {
-            return Err(SetupError::File(io::Error::last_os_error()));
-        }
-        if flags & libc::O_APPEND != 0 {
-            return Err(SetupError::AppendMode);
-        }
+        engine::check(&file)?;
+        let blocking = Blocking::new(Arc::clone(&file)).map_err(SetupError::File)?;
         let notifier = Arc::new(Notifier::new().map_err(SetupError::EventFd)?);
         let mut ctx: libc::c_ulong = 0;
         // SAFETY: `ctx` is writable and 0, as io_setup demands.
@@ -89,14 +96,27 @@ impl LinuxAio {
             #[cfg(test)]
             CompletionSource::SystemCall => None,
         };
+        let blank = Iocb {
+            fd: file.as_raw_fd().cast_unsigned(),
+            resfd: notifier.as_raw_fd().cast_unsigned(),
+            ..Iocb::default()
+        };
+        let iocbs = (0..depth).map(|slot| Iocb {
+            data: u64::from(slot),
+            ..blank
+        });
         Ok(Self {
             ctx: Some(ctx),
             ring,
-            file,
+            blocking: Arc::new(blocking),
             notifier,
-            iocbs: vec![Iocb::default(); usize::from(depth)].into_boxed_slice(),
+            iocbs: iocbs.collect(),
             batch: Vec::with_capacity(usize::from(depth)),
             fdsync: true,
+            armed: true,
+            inline: 0,
+            in_flight: 0,
+            silent: 0,
         })
     }
 
@@ -105,20 +125,24 @@ impl LinuxAio {
         self.ring.is_some()
     }
 
-    fn iocb(&self, slot: u16, op: &Op, table: &Table) -> Iocb {
-        let mut iocb = Iocb {
-            data: u64::from(slot),
-            fd: self.file.as_raw_fd().cast_unsigned(),
-            flags: abi::FLAG_RESFD,
-            resfd: self.notifier.raw().cast_unsigned(),
-            ..Iocb::default()
-        };
+    /// Fills in a slot's control block, but for what never changes. False: not an operation of
+    /// Linux AIO.
+    #[inline]
+    fn fill(&mut self, slot: u16, table: &Table, flags: u32) -> bool {
+        let op = table.op(slot);
+        let iocb = &mut self.iocbs[usize::from(slot)];
+        iocb.flags = flags;
+        iocb.rw_flags = 0;
         let (single, vectored) = match op.opcode {
-            // Everything else must be zero.
-            Opcode::Fdatasync => {
+            Opcode::Fdatasync if self.fdsync => {
                 iocb.opcode = abi::CMD_FDSYNC;
-                return iocb;
+                // Where it is always known to complete later: never silent.
+                iocb.flags = abi::FLAG_RESFD;
+                // Everything else must be zero.
+                (iocb.buf, iocb.nbytes, iocb.offset) = (0, 0, 0);
+                return true;
             }
+            Opcode::Fdatasync | Opcode::Discard | Opcode::WriteZeroes(..) => return false,
             Opcode::Read => (abi::CMD_PREAD, abi::CMD_PREADV),
             Opcode::Write(durability) => {
                 if durability == Durability::WriteThrough {
@@ -128,7 +152,7 @@ impl LinuxAio {
             }
         };
         // The end of the operation is at most i64::MAX (`Table::prepare_transfer`).
-        iocb.offset = i64::try_from(op.offset).unwrap_or(i64::MAX);
+        iocb.offset = op.offset.cast_signed();
         match table.segments(slot) {
             // Saves the kernel copying and checking a vector.
             [segment] => {
@@ -142,7 +166,52 @@ impl LinuxAio {
                 iocb.nbytes = segments.len() as u64;
             }
         }
-        iocb
+        true
+    }
+
+    /// Whether operations submitted now need not signal: nobody waits for a signal, and they are
+    /// expected to have completed before the submit call returns.
+    #[inline]
+    fn may_be_silent(&self) -> bool {
+        !self.armed && self.inline == INLINE_STREAK && self.ring.is_some()
+    }
+
+    /// Accounts for operations the kernel has just taken.
+    #[inline]
+    fn accepted(&mut self, taken: usize, flags: u32) {
+        self.in_flight += taken;
+        if flags == 0 {
+            let batch = &self.batch[..taken];
+            // SAFETY: addresses of control blocks in `iocbs`, to which no reference exists here.
+            self.silent += batch
+                .iter()
+                .filter(|&&iocb| unsafe { (*iocb).flags } == 0)
+                .count();
+        }
+        let completed = self.ring.as_ref().map_or(0, Ring::len);
+        self.inline = if completed >= self.in_flight {
+            (self.inline + 1).min(INLINE_STREAK)
+        } else {
+            0
+        };
+    }
+
+    #[inline]
+    fn reaped(&mut self, completions: &[Completion]) {
+        self.in_flight = self.in_flight.saturating_sub(completions.len());
+        let mut signalled = completions.len();
+        if self.silent > 0 {
+            let silent = completions
+                .iter()
+                .filter_map(|completion| self.iocbs.get(usize::from(completion.slot)))
+                .filter(|iocb| iocb.flags == 0)
+                .count();
+            self.silent = self.silent.saturating_sub(silent);
+            signalled -= silent;
+        }
+        if signalled > 0 {
+            self.notifier.expect_signal();
+        }
     }
 
     fn get_events(&self, ctx: libc::c_ulong, out: &mut [Completion]) -> usize {
@@ -192,72 +261,88 @@ impl LinuxAio {
     }
 }
 
-impl Engine for LinuxAio {
-    fn submit(&mut self, slots: vec_deque::Iter<'_, u16>, table: &Table) -> Submission {
+impl Backend for LinuxAio {
+    fn engine(&self) -> Engine {
+        Engine::LinuxAio
+    }
+
+    fn submit(&mut self, slots: &[u16], table: &Table) -> Submission {
         let Some(ctx) = self.ctx else {
             return Submission::Again;
         };
-        let mut first = None;
+        let flags = if self.may_be_silent() {
+            0
+        } else {
+            abi::FLAG_RESFD
+        };
         self.batch.clear();
-        let iocbs = self.iocbs.as_mut_ptr();
+        let mut filled = 0;
         for &slot in slots {
-            let op = table.op(slot);
-            if op.opcode == Opcode::Fdatasync && !self.fdsync {
+            if !self.fill(slot, table, flags) {
                 break;
             }
-            first.get_or_insert(op.opcode);
-            assert!(usize::from(slot) < self.iocbs.len(), "slot out of range");
-            // SAFETY: just checked to be in range.
-            let iocb = unsafe { iocbs.add(usize::from(slot)) };
-            // SAFETY: in range, and no reference to the control blocks exists here.
-            unsafe { iocb.write(self.iocb(slot, op, table)) };
-            self.batch.push(iocb);
+            filled += 1;
         }
-        let Some(first) = first else {
-            return Submission::Unsupported;
+        // After the last reference to a control block, which would end what these may do.
+        let iocbs = self.iocbs.as_mut_ptr();
+        for &slot in &slots[..filled] {
+            // SAFETY: `fill` has found the slot to be in range.
+            self.batch.push(unsafe { iocbs.add(usize::from(slot)) });
+        }
+        let first = match slots.first() {
+            None => {
+                return Submission::Accepted {
+                    taken: 0,
+                    backlog: 0,
+                };
+            }
+            Some(_) if self.batch.is_empty() => return Submission::Unsupported,
+            Some(&slot) => table.op(slot).opcode,
         };
         for _ in 0..INTERRUPTED_TRIES_MAX {
-            // SAFETY: `batch` holds addresses of control blocks of this context that stay in
-            // place; the segments they name are in `table`, where they stay until the slot
-            // comes back; the memory those name is kept by the slot's owner, which the queue
-            // neither gives back before that nor drops before `quiesce`.
-            let rc = unsafe {
-                libc::syscall(
-                    libc::SYS_io_submit,
-                    ctx,
-                    self.batch.len(),
-                    self.batch.as_ptr(),
-                )
-            };
-            if let Ok(accepted @ 1..) = usize::try_from(rc) {
-                return Submission::Accepted(accepted);
-            }
-            if rc == 0 {
-                return Submission::Again;
-            }
-            match io::Error::last_os_error()
-                .raw_os_error()
-                .unwrap_or(libc::EIO)
-            {
-                libc::EINTR => {}
-                libc::EAGAIN => return Submission::Again,
+            let submitted = take_at_most(self.batch.len()).and_then(|count| {
+                // SAFETY: `batch` holds addresses of control blocks of this context that stay in
+                // place; the segments they name are in `table`, where they stay until the slot
+                // comes back; the memory those name is kept by the slot's owner, which the queue
+                // neither gives back before that nor drops before `quiesce`.
+                let rc =
+                    unsafe { libc::syscall(libc::SYS_io_submit, ctx, count, self.batch.as_ptr()) };
+                usize::try_from(rc).map_err(|_| {
+                    io::Error::last_os_error()
+                        .raw_os_error()
+                        .unwrap_or(libc::EIO)
+                })
+            });
+            match submitted {
+                Ok(0) => return Submission::Again,
+                Ok(taken) => {
+                    let taken = taken.min(self.batch.len());
+                    self.accepted(taken, flags);
+                    return Submission::Accepted { taken, backlog: 0 };
+                }
+                Err(libc::EINTR) => {}
+                Err(libc::EAGAIN) => return Submission::Again,
                 // Before Linux 4.18, or a file that has no fsync.
-                libc::EINVAL | libc::EOPNOTSUPP if first == Opcode::Fdatasync => {
+                Err(libc::EINVAL | libc::EOPNOTSUPP) if first == Opcode::Fdatasync => {
                     self.fdsync = false;
                     return Submission::Unsupported;
                 }
-                errno => return Submission::Refused(errno),
+                Err(errno) => return Submission::Refused(errno),
             }
         }
         Submission::Again
     }
 
     fn reap(&mut self, out: &mut [Completion]) -> usize {
-        match (&self.ring, self.ctx) {
+        let taken = match (&self.ring, self.ctx) {
             (Some(ring), _) => ring.take(out),
             (None, Some(ctx)) => self.get_events(ctx, out),
             (None, None) => 0,
+        };
+        if taken > 0 {
+            self.reaped(&out[..taken]);
         }
+        taken
     }
 
     fn completions_pending(&self) -> bool {
@@ -269,8 +354,23 @@ impl Engine for LinuxAio {
         Some(&self.notifier)
     }
 
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+
+    fn arm(&mut self) -> Arming {
+        self.armed = true;
+        if self.completions_pending() {
+            Arming::Pending
+        } else if self.silent > 0 {
+            Arming::Silent(self.silent)
+        } else {
+            Arming::Armed
+        }
+    }
+
     fn blocking(&self) -> Option<Arc<dyn BlockingFile>> {
-        Some(Arc::new(Descriptor(Arc::clone(&self.file))))
+        Some(Arc::<Blocking>::clone(&self.blocking))
     }
 
     fn quiesce(&mut self) -> bool {
@@ -290,27 +390,5 @@ impl Drop for LinuxAio {
     fn drop(&mut self) {
         // Does nothing unless setting up the queue failed half-way.
         self.quiesce();
-    }
-}
-
-/// The file, for the worker.
-#[derive(Debug)]
-struct Descriptor(Arc<File>);
-
-impl BlockingFile for Descriptor {
-    fn fdatasync(&self) -> i64 {
-        for _ in 0..INTERRUPTED_TRIES_MAX {
-            // SAFETY: no pointer is passed.
-            if unsafe { libc::fdatasync(self.0.as_raw_fd()) } == 0 {
-                return 0;
-            }
-            let errno = io::Error::last_os_error()
-                .raw_os_error()
-                .unwrap_or(libc::EIO);
-            if errno != libc::EINTR {
-                return -i64::from(errno);
-            }
-        }
-        -i64::from(libc::EINTR)
     }
 }

@@ -1,63 +1,160 @@
-//! The seam between the queue and what runs its operations.
-//!
-//! Calls are per batch, never per operation, so that they may be dynamic. An engine keeps
-//! no owner and frees nothing: it takes slots, and gives each accepted slot back exactly once.
+//! Which engine runs a queue, and how `Auto` chooses.
 
-use std::collections::vec_deque;
+// UNSAFETY: fcntl and preadv2, which tells what a file can do, are foreign calls.
+#![expect(unsafe_code)]
+
 use std::fmt;
-use std::sync::Arc;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::str::FromStr;
 
-use crate::notifier::Notifier;
-use crate::op::Table;
+use crate::error::SetupError;
 
-/// A slot's result: bytes moved, or an error number negated, as the kernel gives them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Completion {
-    pub(crate) slot: u16,
-    pub(crate) result: i64,
+/// What runs a queue's operations.
+///
+/// As text (`Display`, `FromStr`): `auto`, `aio` (also `native`, QEMU's name), `io_uring`, `null`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Engine {
+    /// The one that is faster on the file, by the rule and the measurements in the crate's README;
+    /// if the host refuses it, the other, and [`IoQueue::fallback`](crate::IoQueue::fallback) says
+    /// so.
+    #[default]
+    Auto,
+    /// Linux AIO (`io_submit`).
+    LinuxAio,
+    /// io_uring. Needs Linux 5.6; cancelling at teardown needs 6.0.
+    IoUring,
+    /// No I/O: operations complete while they are submitted, reads give zeroes, writes go
+    /// nowhere.
+    Null,
 }
 
-/// What became of the operations passed to [`Engine::submit`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Submission {
-    /// That many (at least one) of the first were taken; the queue calls again with the rest.
-    Accepted(usize),
-    /// None was taken, for want of a resource: try again later.
-    Again,
-    /// The first operation is refused with this error number; the others were not looked at.
-    Refused(i32),
-    /// The engine cannot run the first operation without blocking: it goes to the worker. The
-    /// others were not looked at.
-    Unsupported,
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::LinuxAio => "aio",
+            Self::IoUring => "io_uring",
+            Self::Null => "null",
+        })
+    }
 }
 
-/// Runs the operations of a queue.
-pub(crate) trait Engine: fmt::Debug + Send {
-    /// Hands `slots` (at least one) over, in order. Operations and segments of accepted slots
-    /// stay as they are in `table` until the slot came back from [`Engine::reap`].
-    fn submit(&mut self, slots: vec_deque::Iter<'_, u16>, table: &Table) -> Submission;
-
-    /// Moves finished operations into `out`, and says how many. Fewer than `out.len()` means none
-    /// is left.
-    fn reap(&mut self, out: &mut [Completion]) -> usize;
-
-    /// Whether [`Engine::reap`] would find something. No system call.
-    fn completions_pending(&self) -> bool;
-
-    /// What becomes readable when an operation completes, if completions are not all there when
-    /// [`Engine::submit`] returns.
-    fn notifier(&self) -> Option<&Arc<Notifier>>;
-
-    /// The blocking calls, for the worker; `None` if the engine never says
-    /// [`Submission::Unsupported`].
-    fn blocking(&self) -> Option<Arc<dyn BlockingFile>>;
-
-    /// Waits until nothing accepted touches memory any more. `false` if that cannot be had, in
-    /// which case no memory of an operation may ever be freed. Nothing is submitted afterwards.
-    fn quiesce(&mut self) -> bool;
+/// No engine has that name. The caller's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no I/O engine is called {name:?}; there are auto, aio (or native), io_uring and null")]
+pub struct UnknownEngine {
+    name: String,
 }
 
-/// What a worker does for an engine, blocking; results as in [`Completion`].
-pub(crate) trait BlockingFile: fmt::Debug + Send + Sync {
-    fn fdatasync(&self) -> i64;
+impl FromStr for Engine {
+    type Err = UnknownEngine;
+
+    fn from_str(name: &str) -> Result<Self, UnknownEngine> {
+        Ok(match name {
+            "auto" => Self::Auto,
+            "aio" | "native" => Self::LinuxAio,
+            "io_uring" | "io-uring" => Self::IoUring,
+            "null" => Self::Null,
+            _ => return Err(UnknownEngine { name: name.into() }),
+        })
+    }
+}
+
+/// [`Engine::Auto`] could not have the engine it would have chosen. One line of text, for a log.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Fallback {
+    /// The engine that suits the file better.
+    pub wanted: Engine,
+    /// The engine that runs instead.
+    pub used: Engine,
+    /// What the host said to the one wanted.
+    pub reason: SetupError,
+}
+
+impl fmt::Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            wanted,
+            used,
+            reason,
+        } = self;
+        write!(f, "using {used} instead of {wanted}: {reason}")
+    }
+}
+
+/// The engine for `file`, by the measurements in README.md.
+pub(crate) fn preferred(file: &File) -> Engine {
+    if takes_nowait(file) {
+        Engine::IoUring
+    } else {
+        Engine::LinuxAio
+    }
+}
+
+/// Whether the file can say "this would block" (`FMODE_NOWAIT`). io_uring hands every operation on
+/// a file that cannot, tmpfs among them, to a kernel thread.
+fn takes_nowait(file: &File) -> bool {
+    let mut byte = 0u8;
+    let segment = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // The kernel looks at the flag before it looks at anything else (kiocb_set_rw_flags), and with
+    // the flag it does not wait for a disk.
+    // SAFETY: one iovec that names one writable byte; both outlive the call.
+    let rc = unsafe { libc::preadv2(file.as_raw_fd(), &raw const segment, 1, 0, libc::RWF_NOWAIT) };
+    if rc >= 0 {
+        return true;
+    }
+    // EAGAIN: it would have blocked. EINVAL: one byte is not aligned for O_DIRECT.
+    matches!(
+        io::Error::last_os_error().raw_os_error(),
+        Some(libc::EAGAIN | libc::EINVAL)
+    )
+}
+
+/// Refuses a file that no engine can serve.
+pub(crate) fn check(file: &File) -> Result<(), SetupError> {
+    // SAFETY: no pointer is passed.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(SetupError::File(io::Error::last_os_error()));
+    }
+    if flags & libc::O_APPEND != 0 {
+        return Err(SetupError::AppendMode);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for engine in [
+            Engine::Auto,
+            Engine::LinuxAio,
+            Engine::IoUring,
+            Engine::Null,
+        ] {
+            assert_eq!(engine.to_string().parse(), Ok(engine));
+        }
+        assert_eq!("native".parse(), Ok(Engine::LinuxAio));
+        let error = "libaio".parse::<Engine>().unwrap_err().to_string();
+        assert!(
+            error.contains("libaio") && error.contains("io_uring"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn tmpfs_cannot_say_that_it_would_block_and_keeps_aio() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        assert_eq!(preferred(&file), Engine::LinuxAio);
+    }
 }

@@ -33,6 +33,19 @@ pub enum SetupError {
     /// The flags of the file descriptor could not be read. The caller's fault.
     #[error("cannot read the file's flags: {0}")]
     File(#[source] io::Error),
+    /// `io_uring_setup` or what follows failed, such as a kernel without it (`ENOSYS`), one that
+    /// forbids it (`EPERM`: the sysctl kernel.io_uring_disabled, or a seccomp profile), or one before
+    /// Linux 5.6 (`EOPNOTSUPP`). The host's fault.
+    #[error("io_uring is not usable here: {0}")]
+    IoUringUnavailable(#[source] io::Error),
+    /// [`Engine::Auto`](crate::Engine::Auto) found the host refusing both. The host's fault.
+    #[error("the host has no I/O engine: {linux_aio}; {io_uring}")]
+    NoEngine {
+        /// What it said to Linux AIO.
+        linux_aio: Box<Self>,
+        /// What it said to io_uring.
+        io_uring: Box<Self>,
+    },
     /// `max_segments` is 0 or above [`SEGMENTS_MAX`](crate::SEGMENTS_MAX). The caller's fault.
     #[error("max_segments is {max_segments}, not within 1..={limit}", limit = crate::SEGMENTS_MAX)]
     Segments {

@@ -73,6 +73,8 @@
 //!   what is built on this crate.
 
 mod aio;
+mod backend;
+mod blocking;
 mod buffer;
 mod engine;
 mod error;
@@ -83,12 +85,14 @@ mod queue;
 mod segments;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod uring;
 mod worker;
 
 // The public interface is:
 pub use crate::buffer::{AlignedBuf, IoBuf};
+pub use crate::engine::{Engine, Fallback, UnknownEngine};
 pub use crate::error::{IoError, IoErrorKind, QueueError, SetupError};
-pub use crate::op::Durability;
+pub use crate::op::{Durability, Unmap};
 pub use crate::queue::{
-    Config, IoQueue, RETRY_DELAY, SEGMENTS_MAX, SubmitReport, TRANSIENT_RETRIES_MAX,
+    Armed, Config, IoQueue, RETRY_DELAY, SEGMENTS_MAX, SubmitReport, TRANSIENT_RETRIES_MAX,
 };

@@ -5,10 +5,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A non-blocking eventfd.
 #[derive(Debug)]
-pub(crate) struct Notifier(OwnedFd);
+pub(crate) struct Notifier {
+    fd: OwnedFd,
+    /// Whether a signal may have come since the last `clear`, as far as the process knows: a hint
+    /// that saves a system call.
+    expected: AtomicBool,
+}
 
 impl Notifier {
     pub(crate) fn new() -> io::Result<Self> {
@@ -18,19 +24,33 @@ impl Notifier {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the call above made this descriptor and nothing else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self {
+            fd,
+            expected: AtomicBool::new(false),
+        })
     }
 
-    pub(crate) fn raw(&self) -> RawFd {
-        self.0.as_raw_fd()
+    /// Notes that the kernel has signalled, or is about to.
+    #[inline]
+    pub(crate) fn expect_signal(&self) {
+        self.expected.store(true, Ordering::Relaxed);
+    }
+
+    /// As `clear`, but only if a signal is expected.
+    pub(crate) fn clear_expected(&self) {
+        if self.expected.load(Ordering::Relaxed) {
+            self.clear();
+        }
     }
 
     /// Makes the eventfd readable. A full counter (`EAGAIN`) is readable already.
     pub(crate) fn signal(&self) {
+        self.expect_signal();
         let one = 1u64;
         loop {
             // SAFETY: `one` is 8 readable bytes that outlive the call.
-            let written = unsafe { libc::write(self.raw(), (&raw const one).cast(), 8) };
+            let written = unsafe { libc::write(self.as_raw_fd(), (&raw const one).cast(), 8) };
             // An eventfd write that need not block fails with EINTR only before it did anything.
             if written >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 return;
@@ -40,10 +60,12 @@ impl Notifier {
 
     /// Makes the eventfd unreadable, and says whether it was readable.
     pub(crate) fn clear(&self) -> bool {
+        // Before the read: a signal that comes in between is cleared, and expected for nothing.
+        self.expected.store(false, Ordering::Relaxed);
         let mut count = 0u64;
         loop {
             // SAFETY: `count` is 8 writable bytes that outlive the call.
-            let read = unsafe { libc::read(self.raw(), (&raw mut count).cast(), 8) };
+            let read = unsafe { libc::read(self.as_raw_fd(), (&raw mut count).cast(), 8) };
             if read >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 return read == 8;
             }
@@ -51,9 +73,15 @@ impl Notifier {
     }
 }
 
+impl AsRawFd for Notifier {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
 impl AsFd for Notifier {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

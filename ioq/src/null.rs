@@ -3,10 +3,11 @@
 // UNSAFETY: a read fills the caller's segments through raw pointers.
 #![expect(unsafe_code)]
 
-use std::collections::{VecDeque, vec_deque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::engine::{BlockingFile, Completion, Engine, Submission};
+use crate::backend::{Backend, BlockingFile, Completion, Submission};
+use crate::engine::Engine;
 use crate::notifier::Notifier;
 use crate::op::{Opcode, Table};
 
@@ -25,9 +26,12 @@ impl Null {
     }
 }
 
-impl Engine for Null {
-    fn submit(&mut self, slots: vec_deque::Iter<'_, u16>, table: &Table) -> Submission {
-        let accepted = slots.len();
+impl Backend for Null {
+    fn engine(&self) -> Engine {
+        Engine::Null
+    }
+
+    fn submit(&mut self, slots: &[u16], table: &Table) -> Submission {
         for &slot in slots {
             let op = table.op(slot);
             if op.opcode == Opcode::Read {
@@ -41,7 +45,10 @@ impl Engine for Null {
             let result = i64::try_from(op.remaining).unwrap_or(i64::MAX);
             self.completed.push_back(Completion { slot, result });
         }
-        Submission::Accepted(accepted)
+        Submission::Accepted {
+            taken: slots.len(),
+            backlog: 0,
+        }
     }
 
     fn reap(&mut self, out: &mut [Completion]) -> usize {

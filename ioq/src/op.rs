@@ -14,12 +14,31 @@ pub enum Durability {
     WriteThrough,
 }
 
+/// Whether a range that is made zero may lose its storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unmap {
+    /// It may: the file gets a hole, the device may forget the blocks. A later write may find no
+    /// room.
+    Allowed,
+    /// It keeps its storage, or gets some where it had none.
+    Forbidden,
+}
+
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opcode {
     Read,
     Write(Durability),
     Fdatasync,
+    Discard,
+    WriteZeroes(Unmap, Durability),
+}
+
+impl Opcode {
+    /// Whether it moves bytes between memory and the file, and so may come back short.
+    pub(crate) const fn is_transfer(self) -> bool {
+        matches!(self, Self::Read | Self::Write(_))
+    }
 }
 
 /// What is left to do of an operation.
@@ -84,6 +103,12 @@ impl Table {
         &self.ops[usize::from(slot)]
     }
 
+    /// As `op`, for a slot number that came from outside.
+    #[inline]
+    pub(crate) fn get(&self, slot: u16) -> Option<&Op> {
+        self.ops.get(usize::from(slot))
+    }
+
     pub(crate) fn op_mut(&mut self, slot: u16) -> &mut Op {
         &mut self.ops[usize::from(slot)]
     }
@@ -118,9 +143,20 @@ impl Table {
         Ok(())
     }
 
-    /// Puts an fdatasync into a free slot.
-    pub(crate) fn prepare_fdatasync(&mut self, slot: u16) {
-        *self.op_mut(slot) = Op::new(Opcode::Fdatasync, 0, 0, 0);
+    /// Puts an operation without memory into a free slot: an fdatasync (0, 0), or one on a range.
+    pub(crate) fn prepare_range(
+        &mut self,
+        slot: u16,
+        opcode: Opcode,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), PrepareError> {
+        offset
+            .checked_add(len)
+            .filter(|&end| i64::try_from(end).is_ok())
+            .ok_or(PrepareError::OffsetTooLarge)?;
+        *self.op_mut(slot) = Op::new(opcode, offset, 0, len);
+        Ok(())
     }
 
     /// Accounts for `bytes` moved, at most what remains.

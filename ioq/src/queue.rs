@@ -1,9 +1,13 @@
-//! The queue: slots, order, retries, continuations.
+//! The queue: what is made, asked and told by its caller. What happens to an operation from submit to
+//! reap is in `run`.
 
 // UNSAFETY: `queue_readv` and `queue_writev` take addresses the kernel will use later, a promise
 // only their caller can make; dropping the owners only when the engine is quiet needs
 // `ManuallyDrop`.
 #![expect(unsafe_code)]
+
+mod fifo;
+mod run;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,14 +19,17 @@ use std::time::Duration;
 
 use libc::iovec;
 
+use self::fifo::Fifo;
 use crate::aio::{CompletionSource, LinuxAio};
+use crate::backend::{Arming, Backend, Completion};
 use crate::buffer::IoBuf;
-use crate::engine::{Completion, Engine, Submission};
-use crate::error::{IoError, QueueError, SetupError};
+use crate::engine::{self, Engine, Fallback};
+use crate::error::{QueueError, SetupError};
 use crate::null::Null;
-use crate::op::{Durability, Opcode, PrepareError, Table};
+use crate::op::{Durability, Opcode, PrepareError, Table, Unmap};
 use crate::segments::Segments;
-use crate::worker::Worker;
+use crate::uring::Uring;
+use crate::worker::Workers;
 
 /// Most segments an operation can have: `IOV_MAX`, above which the kernel refuses a vector.
 pub const SEGMENTS_MAX: u16 = 1024;
@@ -37,7 +44,7 @@ pub const TRANSIENT_RETRIES_MAX: u8 = 8;
 /// a CPU the host needs, short against the 30 s after which a Linux guest gives up on a request.
 pub const RETRY_DELAY: Duration = Duration::from_millis(5);
 
-/// Completions taken from the engine in one go; 512 bytes of stack.
+/// Completions taken from the engine in one go; 512 bytes.
 const REAP_BATCH: usize = 32;
 
 /// Capacities, fixed when the queue is made.
@@ -77,22 +84,43 @@ pub struct SubmitReport {
 ///
 /// See the [crate's documentation](crate) for the life of an operation.
 pub struct IoQueue<O> {
-    engine: Box<dyn Engine>,
-    worker: Option<Worker>,
+    backend: Box<dyn Backend>,
+    workers: Option<Workers>,
     table: Table,
-    /// Slots not handed over yet, oldest first. Never longer than the depth, its capacity.
-    pending: VecDeque<u16>,
+    /// Slots not handed over yet, oldest first.
+    pending: Fifo,
     /// How many of `pending`, from the front, the caller has already submitted.
     committed: usize,
-    /// Operations that were refused, awaiting `reap`. Capacity as `pending`.
+    /// Operations that were refused, awaiting `reap`. Capacity the depth.
     refused: VecDeque<Completion>,
     /// Free slots; the one used last is on top, its cache lines still warm.
     free: Vec<u16>,
+    /// Operations the engine has taken, those it could not yet pass on included.
     in_engine: usize,
+    /// Operations the engine has taken and not yet passed on, for want of a resource.
+    backlog: usize,
     in_worker: usize,
+    /// Where the engine puts completions, kept so as not to be initialised for each `reap`.
+    completions: Box<[Completion; REAP_BATCH]>,
+    fallback: Option<Box<Fallback>>,
     /// One per slot. The kernel may write to an owner's memory until its completion or until the
     /// engine is quiet, so `drop` quiets the engine first.
     owners: ManuallyDrop<Box<[Option<O>]>>,
+}
+
+/// What [`IoQueue::arm_completion_fd`] found: whether to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "only `Sleep` says that a completion will wake the caller"]
+#[non_exhaustive]
+pub enum Armed {
+    /// Sleep: whatever completes makes [`IoQueue::completion_fd`] readable.
+    Sleep,
+    /// Reap first: something has completed.
+    Reap,
+    /// Keep polling, or sleep no longer than the latency that can be borne: that many operations
+    /// were submitted while disarmed and complete without a signal. Linux AIO decides that when
+    /// an operation is submitted, io_uring when it completes, so this never comes from there.
+    Silent(usize),
 }
 
 impl<O> IoQueue<O> {
@@ -126,8 +154,114 @@ impl<O> IoQueue<O> {
     /// ```
     pub fn linux_aio(file: Arc<File>, config: &Config) -> Result<Self, SetupError> {
         let table = table(config)?;
-        let engine = LinuxAio::new(file, config.depth, CompletionSource::RingIfUsable)?;
-        Ok(Self::over(Box::new(engine), table, config.depth))
+        let backend = LinuxAio::new(file, config.depth, CompletionSource::RingIfUsable)?;
+        Ok(Self::over(Box::new(backend), table, config.depth))
+    }
+
+    /// A queue on `file` through io_uring. Needs Linux 5.6.
+    ///
+    /// As [`IoQueue::linux_aio`], but with buffered files too most of the work is not done inside
+    /// [`IoQueue::submit`]. Before Linux 6.0, dropping the queue waits for operations in flight
+    /// without cancelling those that can be.
+    ///
+    /// A disk's completions interrupt neither the thread nor a system call it is in, but `EINTR` may
+    /// come from `epoll_wait` (5.19 and later); the thread that submitted must be the one that
+    /// sleeps.
+    ///
+    /// # Errors
+    /// See [`SetupError`]; [`SetupError::IoUringUnavailable`] is the one to expect in production:
+    /// container runtimes' seccomp profiles and hardened kernels forbid io_uring.
+    ///
+    /// ```
+    /// use std::{fs::File, sync::Arc};
+    /// use ioq::{AlignedBuf, Config, IoQueue, SetupError};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let file = Arc::new(File::open("/proc/self/exe")?);
+    /// let mut queue = match IoQueue::io_uring(file, &Config::default()) {
+    ///     Err(SetupError::IoUringUnavailable(_)) => return Ok(()),
+    ///     queue => queue?,
+    /// };
+    /// queue.read(0, AlignedBuf::new(4, 4).ok_or("memory")?)?;
+    /// queue.submit();
+    /// while !queue.is_idle() {
+    ///     queue.reap(|buf, result| {
+    ///         assert_eq!(result, Ok(4));
+    ///         assert_eq!(&buf[..], b"\x7fELF");
+    ///     });
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn io_uring(file: Arc<File>, config: &Config) -> Result<Self, SetupError> {
+        let table = table(config)?;
+        let backend = Uring::new(file, config.depth)?;
+        Ok(Self::over(Box::new(backend), table, config.depth))
+    }
+
+    /// A queue on `file` through `engine`. [`Engine::Auto`] takes what the host has:
+    /// [`IoQueue::engine`] says what that is, and [`IoQueue::fallback`] whether it is second
+    /// choice. Any other engine is had or refused.
+    ///
+    /// # Errors
+    /// See [`SetupError`].
+    ///
+    /// ```
+    /// use std::{fs::File, sync::Arc};
+    /// use ioq::{Config, Engine, IoQueue};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let file = Arc::new(File::open("/proc/self/exe")?);
+    /// let queue = IoQueue::<Vec<u8>>::open(file, Engine::Auto, &Config::default())?;
+    /// if let Some(fallback) = queue.fallback() {
+    ///     eprintln!("warning: {fallback}");
+    /// }
+    /// assert_ne!(queue.engine(), Engine::Auto);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(file: Arc<File>, engine: Engine, config: &Config) -> Result<Self, SetupError> {
+        match engine {
+            Engine::LinuxAio => Self::linux_aio(file, config),
+            Engine::IoUring => Self::io_uring(file, config),
+            Engine::Null => Self::null(config),
+            Engine::Auto => Self::auto(file, config),
+        }
+    }
+
+    fn auto(file: Arc<File>, config: &Config) -> Result<Self, SetupError> {
+        let (wanted, second) = match engine::preferred(&file) {
+            Engine::IoUring => (Engine::IoUring, Engine::LinuxAio),
+            _ => (Engine::LinuxAio, Engine::IoUring),
+        };
+        let reason = match Self::open(Arc::clone(&file), wanted, config) {
+            Err(
+                reason @ (SetupError::AioLimit { .. }
+                | SetupError::AioUnavailable(_)
+                | SetupError::IoUringUnavailable(_)),
+            ) => reason,
+            had_or_hopeless => return had_or_hopeless,
+        };
+        match Self::open(file, second, config) {
+            Ok(mut queue) => {
+                queue.fallback = Some(Box::new(Fallback {
+                    wanted,
+                    used: second,
+                    reason,
+                }));
+                Ok(queue)
+            }
+            Err(error) => {
+                let (linux_aio, io_uring) = match wanted {
+                    Engine::IoUring => (error, reason),
+                    _ => (reason, error),
+                };
+                Err(SetupError::NoEngine {
+                    linux_aio: Box::new(linux_aio),
+                    io_uring: Box::new(io_uring),
+                })
+            }
+        }
     }
 
     /// A queue that does no I/O: operations complete while they are submitted, reads give zeroes,
@@ -157,26 +291,29 @@ impl<O> IoQueue<O> {
     }
 
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn with_engine(
-        engine: Box<dyn Engine>,
+    pub(crate) fn with_backend(
+        backend: Box<dyn Backend>,
         config: &Config,
     ) -> Result<Self, SetupError> {
-        Ok(Self::over(engine, table(config)?, config.depth))
+        Ok(Self::over(backend, table(config)?, config.depth))
     }
 
-    fn over(engine: Box<dyn Engine>, table: Table, depth: u16) -> Self {
+    fn over(backend: Box<dyn Backend>, table: Table, depth: u16) -> Self {
         let slots = usize::from(depth);
         let owners: Box<[Option<O>]> = (0..slots).map(|_| None).collect();
         Self {
-            engine,
-            worker: None,
+            backend,
+            workers: None,
             table,
-            pending: VecDeque::with_capacity(slots),
+            pending: Fifo::with_capacity(slots),
             committed: 0,
             refused: VecDeque::with_capacity(slots),
             free: (0..depth).rev().collect(),
             in_engine: 0,
+            backlog: 0,
             in_worker: 0,
+            completions: Box::new([Completion::default(); REAP_BATCH]),
+            fallback: None,
             owners: ManuallyDrop::new(owners),
         }
     }
@@ -266,10 +403,79 @@ impl<O> IoQueue<O> {
     /// # Errors
     /// [`QueueError::Full`] only.
     pub fn queue_fdatasync(&mut self, owner: O) -> Result<(), QueueError<O>> {
+        self.queue_range(Opcode::Fdatasync, 0, 0, owner)
+    }
+
+    /// Queues a discard: the `len` bytes from `offset` on are of no use any more. What they read as
+    /// afterwards is undefined; the result is `len`.
+    ///
+    /// A file gets a hole (`FALLOC_FL_PUNCH_HOLE`), what of the range lies beyond its end being left
+    /// out; a block device is told (`BLKDISCARD`), and wants a range in whole blocks. Runs on a
+    /// worker thread. Where the file system or device cannot do it, the error is
+    /// [`IoErrorKind::Unsupported`](crate::IoErrorKind::Unsupported).
+    ///
+    /// # Errors
+    /// [`QueueError::Full`] and [`QueueError::OffsetTooLarge`].
+    ///
+    /// ```
+    /// use std::os::unix::fs::MetadataExt;
+    /// use std::sync::Arc;
+    /// use ioq::{Config, Durability, IoQueue, Unmap};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let path = std::path::Path::new("/dev/shm").join(format!("ioq-doc-discard-{}", std::process::id()));
+    /// # std::fs::write(&path, vec![1; 65536])?;
+    /// let file = Arc::new(std::fs::File::options().read(true).write(true).open(&path)?);
+    /// # std::fs::remove_file(&path)?;
+    /// let mut queue = IoQueue::linux_aio(Arc::clone(&file), &Config::default())?;
+    /// queue.queue_discard(0, 32768, "discard")?;
+    /// queue.queue_write_zeroes(32768, 4096, Unmap::Forbidden, Durability::WriteBack, "zeroes")?;
+    /// queue.submit();
+    /// while !queue.is_idle() {
+    ///     queue.reap(|what, result| println!("{what}: {result:?}"));
+    /// }
+    /// assert_eq!(file.metadata()?.blocks() * 512, 32768);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn queue_discard(&mut self, offset: u64, len: u64, owner: O) -> Result<(), QueueError<O>> {
+        self.queue_range(Opcode::Discard, offset, len, owner)
+    }
+
+    /// Queues making the `len` bytes from `offset` on read as zeroes; the result is `len`.
+    ///
+    /// With [`Unmap::Allowed`] the range becomes a hole where that can be had; otherwise, and with
+    /// [`Unmap::Forbidden`], it keeps its storage (`FALLOC_FL_ZERO_RANGE`, `BLKZEROOUT`). Where the
+    /// file system has neither (tmpfs has no `FALLOC_FL_ZERO_RANGE`), zeroes are written. What of the
+    /// range lies beyond a file's end is left out. Runs on a worker thread, with an fdatasync after it
+    /// for [`Durability::WriteThrough`].
+    ///
+    /// # Errors
+    /// [`QueueError::Full`] and [`QueueError::OffsetTooLarge`].
+    pub fn queue_write_zeroes(
+        &mut self,
+        offset: u64,
+        len: u64,
+        unmap: Unmap,
+        durability: Durability,
+        owner: O,
+    ) -> Result<(), QueueError<O>> {
+        self.queue_range(Opcode::WriteZeroes(unmap, durability), offset, len, owner)
+    }
+
+    fn queue_range(
+        &mut self,
+        opcode: Opcode,
+        offset: u64,
+        len: u64,
+        owner: O,
+    ) -> Result<(), QueueError<O>> {
         let Some(&slot) = self.free.last() else {
             return Err(QueueError::Full { owner });
         };
-        self.table.prepare_fdatasync(slot);
+        if self.table.prepare_range(slot, opcode, offset, len).is_err() {
+            return Err(QueueError::OffsetTooLarge { owner, offset });
+        }
         self.enqueue(slot, owner);
         Ok(())
     }
@@ -281,240 +487,108 @@ impl<O> IoQueue<O> {
         self.pending.push_back(slot);
     }
 
-    /// Hands everything queued to the kernel, with one system call as long as nothing is refused.
-    ///
-    /// Loses nothing: what the kernel has no room for stays parked, in order, and is tried again
-    /// by the next `submit` or by a [`IoQueue::reap`] that found completions. What the kernel
-    /// refuses fails alone, delivered by `reap` like any other error. Never calls back.
-    pub fn submit(&mut self) -> SubmitReport {
-        self.committed = self.pending.len();
-        self.flush()
+    /// Which engine runs the queue; never [`Engine::Auto`]. A disk of `ioq::testing` names the one
+    /// it imitates.
+    pub fn engine(&self) -> Engine {
+        self.backend.engine()
     }
 
-    fn flush(&mut self) -> SubmitReport {
-        let mut report = SubmitReport::default();
-        // Every round takes at least one operation from `pending` or is the last.
-        while self.committed > 0 {
-            let batch = self.pending.range(..self.committed);
-            match self.engine.submit(batch, &self.table) {
-                Submission::Accepted(count) => {
-                    let count = count.min(self.committed);
-                    if count == 0 {
-                        break;
-                    }
-                    self.pending.drain(..count);
-                    self.committed -= count;
-                    self.in_engine += count;
-                    report.submitted += count;
-                }
-                Submission::Again => break,
-                Submission::Refused(errno) => {
-                    let slot = self.take_pending();
-                    self.refuse(slot, errno, &mut report);
-                }
-                Submission::Unsupported => {
-                    let slot = self.take_pending();
-                    match self.give_to_worker(slot) {
-                        Ok(()) => report.submitted += 1,
-                        Err(errno) => self.refuse(slot, errno, &mut report),
-                    }
-                }
-            }
-        }
-        report.parked = self.committed;
-        if report.refused > 0
-            && let Some(notifier) = self.engine.notifier()
-        {
-            // No kernel completion will wake the caller for these.
-            notifier.signal();
-        }
-        report
-    }
-
-    fn take_pending(&mut self) -> u16 {
-        self.committed -= 1;
-        // `committed` was not 0 and counts entries of `pending`; u16::MAX is never a slot.
-        self.pending.pop_front().unwrap_or(u16::MAX)
-    }
-
-    fn refuse(&mut self, slot: u16, errno: i32, report: &mut SubmitReport) {
-        self.refused.push_back(Completion {
-            slot,
-            result: -i64::from(errno),
-        });
-        report.refused += 1;
-    }
-
-    fn give_to_worker(&mut self, slot: u16) -> Result<(), i32> {
-        let opcode = self.table.op(slot).opcode;
-        let worker = match &mut self.worker {
-            Some(worker) => worker,
-            none => {
-                let file = self.engine.blocking().ok_or(libc::EOPNOTSUPP)?;
-                let depth = u16::try_from(self.owners.len()).unwrap_or(u16::MAX);
-                let worker = Worker::start(depth, &file, self.engine.notifier())
-                    .map_err(|error| error.raw_os_error().unwrap_or(libc::EAGAIN))?;
-                none.insert(worker)
-            }
-        };
-        if worker.submit(slot, opcode) {
-            self.in_worker += 1;
-            Ok(())
-        } else {
-            Err(libc::EIO)
-        }
-    }
-
-    /// Delivers every operation that has completed, and says how many: its owner, and the bytes
-    /// moved or the error. Without a system call if nothing has to be submitted.
-    ///
-    /// Continues short transfers and tries parked operations again. To sleep on
-    /// [`IoQueue::completion_fd`] without missing anything: clear it first, then reap.
-    pub fn reap(&mut self, mut complete: impl FnMut(O, Result<u64, IoError>)) -> usize {
-        let mut delivered = 0;
-        let mut resubmit = false;
-        // What is refused by the flush below waits for the next call, so that each slot is
-        // delivered at most once and the loop ends.
-        while let Some(refused) = self.refused.pop_front() {
-            let error = errno_of(refused.result);
-            delivered += self.deliver(refused.slot, Err(error), &mut complete);
-        }
-        loop {
-            let mut batch = [Completion::default(); REAP_BATCH];
-            let count = self.engine.reap(&mut batch);
-            for completion in &batch[..count] {
-                self.in_engine = self.in_engine.saturating_sub(1);
-                match self.settle(*completion) {
-                    Some(result) => {
-                        delivered += self.deliver(completion.slot, result, &mut complete);
-                    }
-                    None => resubmit = true,
-                }
-            }
-            if count < REAP_BATCH {
-                break;
-            }
-        }
-        // At most as many results as operations the worker had; none is added meanwhile.
-        for _ in 0..self.in_worker {
-            let Some(completion) = self.worker.as_ref().and_then(Worker::reap) else {
-                break;
-            };
-            self.in_worker -= 1;
-            match self.settle(completion) {
-                Some(result) => {
-                    delivered += self.deliver(completion.slot, result, &mut complete);
-                }
-                None => resubmit = true,
-            }
-        }
-        // A completion freed resources; if nothing is in flight there is none to wait for.
-        if self.committed > 0 && (resubmit || delivered > 0 || self.in_engine == 0) {
-            self.flush();
-        }
-        delivered
-    }
-
-    /// The operation's result, or `None` if it goes on and was put in front of what is parked.
-    fn settle(&mut self, completion: Completion) -> Option<Result<u64, IoError>> {
-        let Completion { slot, result } = completion;
-        if self
-            .owners
-            .get(usize::from(slot))
-            .is_none_or(Option::is_none)
-        {
-            // Not a slot in flight: an engine's mistake, which `deliver` ignores too.
-            debug_assert!(false, "completion of slot {slot}, which is not in flight");
-            return Some(Err(errno_of(-i64::from(libc::EIO))));
-        }
-        let op = self.table.op_mut(slot);
-        let Ok(moved) = u64::try_from(result) else {
-            let error = errno_of(result);
-            let transient = match error.errno() {
-                Some(libc::EINTR) => true,
-                // Of an fdatasync, any answer but "interrupted before it began" may mean data lost.
-                Some(libc::EAGAIN) => op.opcode != Opcode::Fdatasync,
-                _ => false,
-            };
-            if !transient || op.retries >= TRANSIENT_RETRIES_MAX {
-                return Some(Err(error));
-            }
-            op.retries += 1;
-            self.resume(slot);
-            return None;
-        };
-        if op.opcode == Opcode::Fdatasync {
-            return Some(Ok(0));
-        }
-        let remaining = op.remaining;
-        match moved.min(remaining) {
-            all if all == remaining => Some(Ok(op.done + remaining)),
-            0 if op.opcode == Opcode::Read => Some(Err(IoError::UNEXPECTED_EOF)),
-            0 => Some(Err(IoError::WRITE_ZERO)),
-            part => {
-                self.table.advance(slot, part);
-                self.resume(slot);
-                None
-            }
-        }
-    }
-
-    fn resume(&mut self, slot: u16) {
-        self.pending.push_front(slot);
-        self.committed += 1;
-    }
-
-    fn deliver(
-        &mut self,
-        slot: u16,
-        result: Result<u64, IoError>,
-        complete: &mut impl FnMut(O, Result<u64, IoError>),
-    ) -> usize {
-        let Some(owner) = self
-            .owners
-            .get_mut(usize::from(slot))
-            .and_then(Option::take)
-        else {
-            return 0;
-        };
-        // Before the call, so that a panic in it leaks no slot.
-        self.free.push(slot);
-        complete(owner, result);
-        1
+    /// Set if [`Engine::Auto`] could not have its first choice: one line for the log.
+    pub fn fallback(&self) -> Option<&Fallback> {
+        self.fallback.as_deref()
     }
 
     /// An eventfd that is readable when completions wait, for epoll; the same for the queue's
     /// whole life. `None` for an engine whose completions are all there when
     /// [`IoQueue::submit`] returns: reap after each submit.
     pub fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.engine.notifier().map(|notifier| notifier.as_fd())
+        self.backend.notifier().map(|notifier| notifier.as_fd())
     }
 
     /// Makes [`IoQueue::completion_fd`] unreadable, and says whether it was readable. Call it
     /// before [`IoQueue::reap`], not after: what completes in between must wake again.
     pub fn clear_completion_fd(&self) -> bool {
-        self.engine
+        self.backend
             .notifier()
             .is_some_and(|notifier| notifier.clear())
+    }
+
+    /// The caller polls: completions need not make [`IoQueue::completion_fd`] readable, which
+    /// saves the kernel signalling each and the caller a wake-up for what it has reaped
+    /// already. Costs no system call; call it whenever there is work.
+    ///
+    /// A caller that has disarmed must not sleep before [`IoQueue::arm_completion_fd`] has said so.
+    /// Linux AIO fixes at submission whether an operation signals, and a queue on it therefore
+    /// goes on signalling unless operations have lately been completing inside
+    /// [`IoQueue::submit`], as they do on tmpfs.
+    pub fn disarm_completion_fd(&mut self) {
+        self.backend.disarm();
+    }
+
+    /// The caller is about to sleep: arms [`IoQueue::completion_fd`], makes it unreadable if only
+    /// what was reaped already had made it readable, and looks once more. Whatever
+    /// completes after that look signals, so [`Armed::Sleep`] loses no wake-up.
+    ///
+    /// ```
+    /// use ioq::{Armed, Config, IoQueue};
+    /// # use std::os::fd::AsRawFd;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = std::sync::Arc::new(std::fs::File::open("/proc/self/exe")?);
+    /// let mut queue = IoQueue::linux_aio(file, &Config::default())?;
+    /// queue.read(0, vec![0u8; 4096])?;
+    /// while !queue.is_idle() {
+    ///     queue.disarm_completion_fd();
+    ///     queue.submit();
+    ///     if queue.reap(|_, result| assert_eq!(result, Ok(4096))) > 0 {
+    ///         continue;
+    ///     }
+    ///     match queue.arm_completion_fd() {
+    ///         Armed::Sleep => { /* epoll_wait on queue.completion_fd(), then clear it */ }
+    ///         _ => continue,
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn arm_completion_fd(&mut self) -> Armed {
+        // Before the look: a completion whose signal this takes is found by it.
+        if let Some(notifier) = self.backend.notifier() {
+            notifier.clear_expected();
+        }
+        let arming = self.backend.arm();
+        if arming == Arming::Pending || self.refused_or_worked() {
+            return Armed::Reap;
+        }
+        match arming {
+            Arming::Silent(count) => Armed::Silent(count),
+            _ => Armed::Sleep,
+        }
+    }
+
+    fn refused_or_worked(&self) -> bool {
+        !self.refused.is_empty()
+            || (self.in_worker > 0
+                && self
+                    .workers
+                    .as_ref()
+                    .is_some_and(Workers::completions_pending))
     }
 
     /// Whether [`IoQueue::reap`] would deliver or continue something: a few loads, no
     /// system call, made for polling. (Where the kernel's completion ring cannot be read, only
     /// `completion_fd` knows what the kernel has completed.)
     pub fn completions_pending(&self) -> bool {
-        !self.refused.is_empty()
-            || self.engine.completions_pending()
-            || (self.in_worker > 0
-                && self
-                    .worker
-                    .as_ref()
-                    .is_some_and(Worker::completions_pending))
+        self.backend.completions_pending() || self.refused_or_worked()
     }
 
     /// Whether operations are parked and no completion will come to try them again: the caller
     /// must call [`IoQueue::submit`] after [`RETRY_DELAY`].
     pub fn needs_retry(&self) -> bool {
-        self.committed > 0 && self.in_engine == 0 && self.in_worker == 0 && self.refused.is_empty()
+        self.committed + self.backlog > 0
+            && self.in_engine == self.backlog
+            && self.in_worker == 0
+            && self.refused.is_empty()
     }
 
     /// Operations not handed over yet, parked ones included.
@@ -581,8 +655,8 @@ impl<B: IoBuf> IoQueue<B> {
 impl<O> Drop for IoQueue<O> {
     /// Waits for everything in flight, then drops the owners, which do not learn of a result.
     fn drop(&mut self) {
-        let quiet = self.engine.quiesce();
-        self.worker = None;
+        let quiet = self.backend.quiesce();
+        self.workers = None;
         if quiet || self.in_engine == 0 {
             // SAFETY: not used again; nothing the kernel was given is in flight any more.
             unsafe { ManuallyDrop::drop(&mut self.owners) };
@@ -598,7 +672,8 @@ impl<O> fmt::Debug for IoQueue<O> {
             .field("capacity", &self.capacity())
             .field("queued", &self.queued())
             .field("in_flight", &self.in_flight())
-            .field("parked", &self.committed)
+            .field("engine", &self.engine())
+            .field("parked", &(self.committed + self.backlog))
             .finish_non_exhaustive()
     }
 }
@@ -617,12 +692,6 @@ fn table(config: &Config) -> Result<Table, SetupError> {
     let segments = Segments::new(depth, max_segments)
         .map_err(|(bytes, source)| SetupError::Storage { bytes, source })?;
     Ok(Table::new(depth, segments))
-}
-
-/// The error of a negative result.
-fn errno_of(result: i64) -> IoError {
-    // The kernel's numbers end at 4095.
-    IoError::from_errno(i32::try_from(result.saturating_neg()).unwrap_or(libc::EIO))
 }
 
 #[cfg(test)]

@@ -1,67 +1,89 @@
-//! The thread that runs what an engine cannot do without blocking.
+//! The threads that run what an engine cannot do without blocking.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::engine::{BlockingFile, Completion};
+use crate::backend::{BlockingFile, Completion};
 use crate::notifier::Notifier;
-use crate::op::Opcode;
+use crate::op::Op;
 
-/// Threads of a queue's worker pool. One is enough: a queue has one file, the only operation here
-/// is fdatasync, and two of those at once wait for the same write-back.
-const WORKER_THREADS: usize = 1;
+/// Most threads of a queue's pool. A range may take seconds, and neither a sync nor another range
+/// shall wait for it behind every other; more would only queue in the kernel, where they wait for the
+/// same locks.
+const WORKER_THREADS_MAX: usize = 4;
 
 #[derive(Clone, Copy, Debug)]
 struct Job {
     slot: u16,
-    opcode: Opcode,
+    op: Op,
 }
 
-/// The worker pool; dropping it waits for the job each thread is at and drops the others.
+/// The pool, of as many threads as it has had jobs at a time. Dropping it waits for the step each
+/// thread is at, and drops the rest.
 #[derive(Debug)]
-pub(crate) struct Worker {
+pub(crate) struct Workers {
     // `None` only while dropping.
     jobs: Option<Sender<Job>>,
-    // Kept to take back, on drop, jobs no thread has begun.
+    // Kept for further threads, and to take back, on drop, jobs no thread has begun.
     unbegun: Receiver<Job>,
+    // Kept for further threads.
+    done: Sender<Completion>,
     results: Receiver<Completion>,
+    file: Arc<dyn BlockingFile>,
+    notifier: Option<Arc<Notifier>>,
+    stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Worker {
-    /// Starts the pool. Both channels hold `depth`, the number of slots, so neither is ever full.
-    pub(crate) fn start(
+impl Workers {
+    /// A pool without threads. Both channels hold `depth`, the number of slots, so neither is ever
+    /// full.
+    pub(crate) fn new(
         depth: u16,
-        file: &Arc<dyn BlockingFile>,
-        notifier: Option<&Arc<Notifier>>,
-    ) -> io::Result<Self> {
+        file: Arc<dyn BlockingFile>,
+        notifier: Option<Arc<Notifier>>,
+    ) -> Self {
         let (jobs, unbegun) = bounded(usize::from(depth));
         let (done, results) = bounded(usize::from(depth));
-        let mut worker = Self {
+        Self {
             jobs: Some(jobs),
             unbegun,
+            done,
             results,
-            threads: Vec::new(),
-        };
-        for _ in 0..WORKER_THREADS {
-            let (jobs, done) = (worker.unbegun.clone(), done.clone());
-            let (file, notifier) = (Arc::clone(file), notifier.cloned());
-            let thread = thread::Builder::new()
-                .name("ioq-worker".into())
-                .spawn(move || run(&jobs, &done, &*file, notifier.as_deref()))?;
-            worker.threads.push(thread);
+            file,
+            notifier,
+            stop: Arc::new(AtomicBool::new(false)),
+            threads: Vec::with_capacity(WORKER_THREADS_MAX),
         }
-        Ok(worker)
     }
 
-    /// Hands a job over; `false` if the threads are gone.
-    pub(crate) fn submit(&self, slot: u16, opcode: Opcode) -> bool {
+    /// Hands over a job beside `busy` others. The error is the host's, which gives no thread.
+    pub(crate) fn submit(&mut self, slot: u16, op: Op, busy: usize) -> Result<(), i32> {
+        if self.threads.len() <= busy && self.threads.len() < WORKER_THREADS_MAX {
+            match self.spawn() {
+                Ok(thread) => self.threads.push(thread),
+                // Those there are will get round to it.
+                Err(_) if !self.threads.is_empty() => {}
+                Err(error) => return Err(error.raw_os_error().unwrap_or(libc::EAGAIN)),
+            }
+        }
         self.jobs
             .as_ref()
-            .is_some_and(|jobs| jobs.try_send(Job { slot, opcode }).is_ok())
+            .and_then(|jobs| jobs.try_send(Job { slot, op }).ok())
+            .ok_or(libc::EIO)
+    }
+
+    fn spawn(&self) -> io::Result<JoinHandle<()>> {
+        let (jobs, done) = (self.unbegun.clone(), self.done.clone());
+        let (file, notifier) = (Arc::clone(&self.file), self.notifier.clone());
+        let stop = Arc::clone(&self.stop);
+        thread::Builder::new()
+            .name("ioq-worker".into())
+            .spawn(move || run(&jobs, &done, &*file, notifier.as_deref(), &stop))
     }
 
     pub(crate) fn completions_pending(&self) -> bool {
@@ -73,8 +95,9 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for Workers {
     fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
         while self.unbegun.try_recv().is_ok() {}
         self.jobs = None;
         for thread in self.threads.drain(..) {
@@ -89,20 +112,11 @@ fn run(
     done: &Sender<Completion>,
     file: &dyn BlockingFile,
     notifier: Option<&Notifier>,
+    stop: &AtomicBool,
 ) {
-    for job in jobs {
-        let result = match job.opcode {
-            Opcode::Fdatasync => file.fdatasync(),
-            // No engine passes reads and writes on.
-            Opcode::Read | Opcode::Write(_) => -i64::from(libc::EOPNOTSUPP),
-        };
-        if done
-            .send(Completion {
-                slot: job.slot,
-                result,
-            })
-            .is_err()
-        {
+    for Job { slot, op } in jobs {
+        let result = file.run(&op, stop);
+        if done.send(Completion { slot, result }).is_err() {
             return;
         }
         // After the send: whoever wakes must find the result.

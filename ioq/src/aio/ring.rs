@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
 use super::abi::{IoEvent, RING_COMPAT_FEATURES, RING_INCOMPAT_FEATURES, RING_MAGIC, RingHeader};
-use crate::engine::Completion;
+use crate::backend::Completion;
 
 /// The completion ring of one AIO context.
 #[derive(Debug)]
@@ -75,6 +75,19 @@ impl Ring {
     pub(super) fn is_empty(&self) -> bool {
         let header = self.header();
         header.head.load(Ordering::Relaxed) == header.tail.load(Ordering::Acquire)
+    }
+
+    /// Events in the ring.
+    pub(super) fn len(&self) -> usize {
+        let header = self.header();
+        let head = header.head.load(Ordering::Relaxed);
+        let tail = header.tail.load(Ordering::Acquire);
+        let events = if tail >= head {
+            tail - head
+        } else {
+            tail.saturating_add(self.nr).saturating_sub(head)
+        };
+        events as usize
     }
 
     /// Takes events into `out`, and says how many.

@@ -1,11 +1,12 @@
 // Engines that only tests make: the fallback of Linux AIO, one that cannot be quieted.
 
-use std::collections::vec_deque;
+mod kernel_faults;
+
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::engine::BlockingFile;
+use crate::backend::{BlockingFile, Submission};
 use crate::notifier::Notifier;
 
 fn file_of(bytes: &[u8]) -> Arc<File> {
@@ -39,7 +40,7 @@ fn completions_come_through_io_getevents_without_the_ring() {
         max_segments: 1,
     };
     let engine = LinuxAio::new(file_of(&[3; 6400]), 100, CompletionSource::SystemCall).unwrap();
-    let mut queue = IoQueue::with_engine(Box::new(engine), &config).unwrap();
+    let mut queue = IoQueue::with_backend(Box::new(engine), &config).unwrap();
     for i in 0..100 {
         queue.read(i * 64, (vec![0u8; 64], i)).unwrap();
     }
@@ -91,9 +92,15 @@ struct Stuck {
     drops: &'static AtomicUsize,
 }
 
-impl Engine for Stuck {
-    fn submit(&mut self, slots: vec_deque::Iter<'_, u16>, _: &Table) -> Submission {
-        Submission::Accepted(slots.len())
+impl Backend for Stuck {
+    fn engine(&self) -> Engine {
+        Engine::Null
+    }
+    fn submit(&mut self, slots: &[u16], _: &Table) -> Submission {
+        Submission::Accepted {
+            taken: slots.len(),
+            backlog: 0,
+        }
     }
     fn reap(&mut self, _: &mut [Completion]) -> usize {
         0
@@ -131,7 +138,7 @@ fn owners_are_dropped_once_the_engine_is_quiet_and_leaked_if_it_never_is() {
         max_segments: 1,
     };
     for (quiet, drops, expected) in [(true, &DROPS_QUIET, 2), (false, &DROPS_STUCK, 0)] {
-        let mut queue = IoQueue::with_engine(Box::new(Stuck { quiet, drops }), &config).unwrap();
+        let mut queue = IoQueue::with_backend(Box::new(Stuck { quiet, drops }), &config).unwrap();
         queue.queue_fdatasync(CountsDrop(drops)).unwrap();
         queue.queue_fdatasync(CountsDrop(drops)).unwrap();
         queue.submit();
@@ -144,8 +151,11 @@ fn owners_are_dropped_once_the_engine_is_quiet_and_leaked_if_it_never_is() {
 fn unsupported_without_a_blocking_file_fails_that_operation() {
     #[derive(Debug)]
     struct Incapable;
-    impl Engine for Incapable {
-        fn submit(&mut self, _: vec_deque::Iter<'_, u16>, _: &Table) -> Submission {
+    impl Backend for Incapable {
+        fn engine(&self) -> Engine {
+            Engine::Null
+        }
+        fn submit(&mut self, _: &[u16], _: &Table) -> Submission {
             Submission::Unsupported
         }
         fn reap(&mut self, _: &mut [Completion]) -> usize {
@@ -168,7 +178,7 @@ fn unsupported_without_a_blocking_file_fails_that_operation() {
         depth: 2,
         max_segments: 1,
     };
-    let mut queue = IoQueue::with_engine(Box::new(Incapable), &config).unwrap();
+    let mut queue = IoQueue::with_backend(Box::new(Incapable), &config).unwrap();
     queue.queue_fdatasync(()).unwrap();
     let report = queue.submit();
     assert_eq!((report.submitted, report.refused, report.parked), (0, 1, 0));
