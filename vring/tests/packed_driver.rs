@@ -126,7 +126,8 @@ impl NaiveDevice {
     /// Gives `descriptors` descriptors back with one used descriptor.
     fn push(&mut self, id: u16, len: u32, descriptors: u16) {
         let (index, wrap) = self.used;
-        let flags: u16 = if wrap { 1 << 7 | 1 << 15 } else { 0 };
+        let write = if len == 0 { 0 } else { 2 };
+        let flags: u16 = write | if wrap { 1 << 7 | 1 << 15 } else { 0 };
         let mut bytes = [0u8; 8];
         bytes[..4].copy_from_slice(&len.to_le_bytes());
         bytes[4..6].copy_from_slice(&id.to_le_bytes());
@@ -345,6 +346,15 @@ fn a_device_that_returns_what_it_was_not_given_is_told_apart() {
     ];
     assert_eq!(all, expected);
     assert_eq!(driver.free(), 8);
+}
+
+#[test]
+fn a_used_length_without_write_means_nothing() {
+    let (mut driver, _) = driver(PACKED, 0, true);
+    let id = driver.add_chain(&[], &[segment(BUFFERS, 8)]).unwrap();
+    driver.publish();
+    driver.write_used_desc(0, id, 77, F_AVAIL | F_USED);
+    assert_eq!(driver.poll_used(), Some(used(id, 0, true)));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::packed::rings::PackedRings;
 use crate::ring_memory::DESCRIPTOR_BYTES;
 use crate::split::descriptor::{F_INDIRECT, F_NEXT};
 
-/// Buffer ids there are: any value of the field (virtio 1.3 §2.8.1), so that a test may choose.
+/// Buffer ids there are: any value of the field (virtio 1.3 §2.8.13), so that a test may choose.
 const BUFFER_IDS: usize = 1 << 16;
 
 /// A chain made available and not used yet.
@@ -40,7 +40,7 @@ struct Outstanding {
 ///
 /// Buffer ids are the driver's own choice in a packed ring; this one hands out ids below the queue
 /// size. Only a chain's last descriptor has it: the others carry its complement, which a device has
-/// no business to look at (virtio 1.3 §2.8.5).
+/// no business to look at (virtio 1.3 §2.8.6).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -253,7 +253,7 @@ impl<M: GuestMemoryBackend> PackedDriver<M> {
     }
 
     /// Makes every staged chain available, with one store, and returns how many there were: that of
-    /// the first one's flags, which the device looks at before all others (virtio 1.3 §2.8.21).
+    /// the first one's flags, which the device looks at before all others (virtio 1.3 §2.8.21.1).
     #[inline]
     pub fn publish(&mut self) -> usize {
         let Some((index, tail)) = self.held.take() else {
@@ -296,10 +296,13 @@ impl<M: GuestMemoryBackend> PackedDriver<M> {
         if let Some((id, len)) = self.order.as_mut().and_then(Order::next) {
             return Some(self.complete(id, len));
         }
-        let Tail { len, id, .. } = {
-            let tail = self.rings.tail(self.next_used.index);
-            tail.is_used(self.next_used.wrap).then_some(tail)?
-        };
+        let tail = self.rings.tail(self.next_used.index);
+        if !tail.is_used(self.next_used.wrap) {
+            return None;
+        }
+        // Without WRITE nothing was written, and the length means nothing (virtio 1.3 §2.8.4).
+        let len = if tail.is_writable() { tail.len } else { 0 };
+        let id = tail.id;
         let Some(order) = &mut self.order else {
             return Some(self.complete(id, len));
         };
