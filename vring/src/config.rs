@@ -107,7 +107,7 @@ pub struct RingFeatures {
     /// `VIRTIO_F_EVENT_IDX`: notifications are suppressed by index instead of by flag.
     pub event_idx: bool,
     /// `VIRTIO_F_IN_ORDER`: the device gives chains back in the order they were made available
-    /// (virtio 1.3 §2.7.9, §2.8.14).
+    /// (virtio 1.3 §2.7.9, §2.8.8).
     pub in_order: bool,
     /// `VIRTIO_F_RING_PACKED`: the ring has the packed format (virtio 1.3 §2.8).
     pub packed: bool,
@@ -249,6 +249,16 @@ pub enum StartError {
     BaseOutOfRange {
         /// The position refused.
         index: u16,
+        /// The queue size, in entries.
+        size: u16,
+    },
+    /// The available position of a packed ring's base is further ahead of its used position than
+    /// the ring is long, so more would be outstanding than there are descriptors. The front-end's
+    /// fault.
+    #[error("base is {outstanding} descriptors ahead of the used one, in a ring of {size}")]
+    BaseTooFarAhead {
+        /// Descriptors from the used position to the available one.
+        outstanding: u16,
         /// The queue size, in entries.
         size: u16,
     },

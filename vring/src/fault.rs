@@ -21,14 +21,19 @@ pub enum ChainFault {
         /// Its length in bytes.
         len: u32,
     },
-    /// `INDIRECT` and `NEXT` in one descriptor (virtio 1.3 §2.7.5.3.1, driver MUST NOT).
+    /// A chain of a packed ring has direct descriptors and ends with an indirect one (virtio 1.3
+    /// §2.8.19, driver MUST NOT; in a split ring it is valid).
+    #[error("indirect descriptor after direct ones in a packed ring")]
+    IndirectAmongDirect,
+    /// `INDIRECT` and `NEXT` in one descriptor (virtio 1.3 §2.7.5.3.1, §2.8.19, driver MUST NOT).
     #[error("descriptor has both INDIRECT and NEXT")]
     IndirectAndNext,
-    /// A descriptor inside an indirect table is itself indirect (§2.7.5.3.1, driver MUST NOT).
+    /// A descriptor inside a split ring's indirect table is itself indirect (§2.7.5.3.1, driver
+    /// MUST NOT). In a packed ring's, the flag is ignored (§2.8.7).
     #[error("indirect descriptor inside an indirect table")]
     IndirectNested,
     /// An indirect descriptor although `VIRTIO_F_INDIRECT_DESC` was not negotiated
-    /// (§2.7.5.3.1, driver MUST NOT).
+    /// (§2.7.5.3.1, §2.8.19, driver MUST NOT).
     #[error("indirect descriptor without the feature")]
     IndirectNotNegotiated,
     /// An indirect table's length is zero or not a multiple of 16 (§2.7.5.3.2).
@@ -52,7 +57,7 @@ pub enum ChainFault {
         /// Its length in bytes.
         len: u32,
     },
-    /// `next` points past the end of the table it is in.
+    /// Split ring: `next` points past the end of the table it is in.
     #[error("next descriptor {next} is not below {limit}")]
     NextOutOfRange {
         /// The index given.
@@ -60,7 +65,7 @@ pub enum ChainFault {
         /// The number of descriptors in the table.
         limit: u16,
     },
-    /// A device-readable buffer after a device-writable one (§2.7.4.2, driver MUST NOT).
+    /// A device-readable buffer after a device-writable one (§2.7.4.2, §2.8.17, driver MUST NOT).
     #[error("readable buffer after a writable one")]
     ReadableAfterWritable,
     /// The caller's [`Chain`](crate::Chain) was made for a smaller queue and cannot hold what a
@@ -70,7 +75,8 @@ pub enum ChainFault {
     /// More than 2^32 bytes in one chain (§2.7.5.2, driver MUST NOT).
     #[error("chain of more than 2^32 bytes")]
     TooManyBytes,
-    /// More descriptors than the table has: the chain is too long, or loops (§2.7.5.2).
+    /// Split ring: more descriptors than the table has: the chain is too long, or loops
+    /// (§2.7.5.2). In a packed ring that is [`RingFault::ChainOverrun`].
     #[error("chain loops or is longer than {limit} descriptors")]
     TooManyDescriptors {
         /// The number of descriptors in the table.
@@ -95,6 +101,21 @@ pub enum RingFault {
         next_avail: u16,
         /// The queue size, in entries.
         size: u16,
+    },
+    /// Packed ring: a chain has the Buffer ID of one the device still owns. The guest's fault.
+    #[error("buffer id {id} is already in flight")]
+    BufferIdInFlight {
+        /// The id given twice.
+        id: u16,
+    },
+    /// Packed ring: a chain goes on after the last descriptor that the driver may have made
+    /// available, into those of chains it has not got back yet: it is too long, or has no end
+    /// (virtio 1.3 §2.8.17). So there is no telling where the next one starts. The guest's fault;
+    /// the front-end's if the queue was started with a wrong base.
+    #[error("chain is longer than the {limit} descriptors the driver may have made available")]
+    ChainOverrun {
+        /// The queue size, less the descriptors of the chains the driver has not got back.
+        limit: u16,
     },
     /// A head was made available while the device still owns it. The guest's fault.
     #[error("head {head} is already in flight")]

@@ -1,4 +1,4 @@
-//! Giving chains back in the order they came (`VIRTIO_F_IN_ORDER`, virtio 1.3 §2.7.9, §2.8.14).
+//! Giving chains back in the order they came (`VIRTIO_F_IN_ORDER`, virtio 1.3 §2.7.9, §2.8.8).
 //!
 //! The device completes chains in any order. They wait here until all that arrived before them are
 //! complete too, and are then given back in runs, one used element for each:

@@ -89,6 +89,7 @@ mod fault;
 mod head;
 mod in_flight;
 mod in_order;
+mod indirect;
 mod notification;
 mod packed;
 mod ring_memory;
@@ -102,6 +103,7 @@ pub use crate::config::{
 };
 pub use crate::fault::{ChainFault, PopError, RingFault};
 pub use crate::head::Head;
+pub use crate::packed::PackedQueue;
 pub use crate::split::SplitQueue;
 
 /// The README's example, compiled and run.

@@ -1,4 +1,4 @@
-//! The driver's side of `VIRTIO_F_IN_ORDER` (virtio 1.3 §2.7.9, §2.8.14): from a used element that
+//! The driver's side of `VIRTIO_F_IN_ORDER` (virtio 1.3 §2.7.9, §2.8.8): from a used element that
 //! may stand for a run of chains to the completion of each.
 
 /// A chain made available and not reported complete yet.

@@ -9,11 +9,6 @@ pub(crate) const EVENT_SUPPRESSION_ALIGNMENT: usize = 4;
 /// Bytes of an event suppression structure (virtio 1.3 §2.8.10).
 pub(crate) const EVENT_SUPPRESSION_LEN: usize = 4;
 
-/// Offset in a descriptor of its second half: `len`, `id` and `flags`.
-pub(crate) const TAIL_OFFSET: usize = 8;
-/// Bytes of [`TAIL_OFFSET`]'s half: all of a descriptor that a used one has (§2.8.6).
-pub(crate) const TAIL_LEN: usize = DESCRIPTOR_LEN - TAIL_OFFSET;
-
 pub(crate) const fn descriptor_ring_len(size: u16) -> usize {
     DESCRIPTOR_LEN * size as usize
 }

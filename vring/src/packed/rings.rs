@@ -14,8 +14,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use super::descriptor::Tail;
 use super::event::EventSuppression;
 use super::layout::{
-    DESCRIPTOR_RING_ALIGNMENT, EVENT_SUPPRESSION_ALIGNMENT, EVENT_SUPPRESSION_LEN, TAIL_LEN,
-    TAIL_OFFSET, descriptor_ring_len,
+    DESCRIPTOR_RING_ALIGNMENT, EVENT_SUPPRESSION_ALIGNMENT, EVENT_SUPPRESSION_LEN,
+    descriptor_ring_len,
 };
 use crate::config::{QueueSize, RingAddresses, RingArea, StartError};
 use crate::ring_memory::{Area, DESCRIPTOR_LEN};
@@ -157,15 +157,28 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
         self.mark_dirty(self.device_area, EVENT_SUPPRESSION_LEN);
     }
 
-    /// Records that the device wrote the descriptor at `index` modulo the queue size.
+    /// Records that the device wrote used descriptors among those from `first` up to, and without,
+    /// `end`: at most the whole ring.
     ///
-    /// Called after the write: a migration that reads and clears the bitmap in between copies
+    /// Called after the writes: a migration that reads and clears the bitmap in between copies
     /// the page again, whereas a mark before the write could be cleared and the write missed.
     #[inline]
-    pub(crate) fn mark_tail_dirty(&self, index: u16) {
-        let offset = self.slot(index) * DESCRIPTOR_LEN + TAIL_OFFSET;
-        let address = GuestAddress(self.descriptor_area.0 + offset as u64);
-        self.mark_dirty(address, TAIL_LEN);
+    pub(crate) fn mark_used_dirty(&self, first: u16, end: u16) {
+        if !Self::tracks_writes() {
+            return;
+        }
+        let entries = usize::from(self.size.get());
+        let count = usize::from(end.wrapping_sub(first)).min(entries);
+        let first = self.slot(first);
+        // The descriptors lie in one run, or in two around the end of the ring.
+        let head = count.min(entries - first);
+        for (first, count) in [(first, head), (0, count - head)] {
+            if count != 0 {
+                let offset = first * DESCRIPTOR_LEN;
+                let address = GuestAddress(self.descriptor_area.0 + offset as u64);
+                self.mark_dirty(address, count * DESCRIPTOR_LEN);
+            }
+        }
     }
 
     /// Whether the memory keeps a dirty bitmap. One of size zero (`()`, no tracking) cannot even
