@@ -92,6 +92,7 @@ mod in_order;
 mod indirect;
 mod notification;
 mod packed;
+mod queue;
 mod ring_memory;
 mod split;
 
@@ -104,6 +105,7 @@ pub use crate::config::{
 pub use crate::fault::{ChainFault, PopError, RingFault};
 pub use crate::head::Head;
 pub use crate::packed::PackedQueue;
+pub use crate::queue::Queue;
 pub use crate::split::SplitQueue;
 
 /// The README's example, compiled and run.
