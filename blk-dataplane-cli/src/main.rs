@@ -14,7 +14,9 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use blk_dataplane::vhost_user::{BindError, Server};
-use blk_dataplane::{Backing, Caching, Device, DeviceError, Image, ImageError, ImageOptions};
+use blk_dataplane::{
+    Backing, Caching, Device, DeviceError, Image, ImageError, ImageOptions, SigbusGuard,
+};
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -94,6 +96,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Before any thread starts: they inherit the mask, so that the signals are taken from the
     // descriptor alone and none can end the program in the middle of a request.
     let signals = block_signals()?;
+    // A front-end that truncates the memory of its guest costs itself, and not everybody served after it.
+    SigbusGuard::install().map_err(|error| Failure::host(format!("SIGBUS handler: {error}")))?;
     let options = arguments.device_options();
     // Before the image: a bad option leaves no new file behind.
     options.check().map_err(device_failure)?;

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use event_poll::{EventPoll, Token};
+use hostmem::SigbusGuard;
 use ioq::{Durability, RETRY_DELAY};
 use vm_memory::GuestMemoryBackend;
 use vring::Chain;
@@ -95,6 +96,8 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     chain: Chain,
     /// Which queue's turn it was to go first.
     first_queue: usize,
+    /// Losses of memory in this process when the rings were looked up.
+    losses: usize,
     /// No fetching from any queue until told to resume.
     paused: bool,
     drains: Vec<Drain>,
@@ -122,6 +125,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             memory: MemoryRef::new(memory),
             chain: Chain::for_queue(device.max_queue_size()),
             first_queue: 0,
+            // Before any ring is: one that comes has been looked up later.
+            losses: SigbusGuard::losses(),
             paused: false,
             drains: Vec::new(),
             counters,
@@ -147,7 +152,9 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 break;
             }
             // While work keeps coming the thread neither sleeps nor lets the guest kick.
-            if !fetched && completed == 0 && self.arm() {
+            let idle = !fetched && completed == 0 && self.arm();
+            // After all that touches memory in a pass. A ring that was lost says so at the next pop.
+            if !self.notice_lost_memory() && idle {
                 self.sleep();
             }
         }
@@ -219,6 +226,21 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 Fetched::Nothing => return fetched > 0,
             }
             counters.requests.add(1);
+        }
+        true
+    }
+
+    /// Whether memory was lost since the last pass, somewhere in this process (hostile-inputs M10). Then
+    /// every ring is looked up again.
+    fn notice_lost_memory(&mut self) -> bool {
+        let losses = SigbusGuard::losses();
+        if losses == self.losses {
+            return false;
+        }
+        self.losses = losses;
+        self.executor.set_losses(losses);
+        for queue in self.queues.iter_mut().flatten() {
+            queue.check_memory();
         }
         true
     }
@@ -396,6 +418,7 @@ mod tests {
         };
         Box::new(QueueParts {
             ring: SplitQueue::start(Arc::clone(memory), &config).unwrap(),
+            addresses: config.addresses,
             kick: EventNotifier::new().unwrap(),
             call: None,
             err: None,

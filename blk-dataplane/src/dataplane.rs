@@ -249,6 +249,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         };
         let parts = Box::new(QueueParts {
             ring: SplitQueue::start(Arc::clone(&self.memory), &config)?,
+            addresses: setup.addresses,
             kick: setup.kick,
             call: setup.call,
             err: setup.err,

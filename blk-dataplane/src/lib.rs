@@ -49,6 +49,9 @@ pub use device::{
     Backing, DEFAULT_NUM_QUEUES, DEFAULT_QUEUE_SIZE, Device, DeviceError, DeviceOptions,
     MAX_NUM_QUEUES,
 };
+/// Installed by whoever owns the process: `SigbusGuard::install()`. Without it a front-end that truncates
+/// the guest's memory ends the process; with it, requests and rings in that memory fail.
+pub use hostmem::SigbusGuard;
 pub use image::{BufferedReason, Caching, Image, ImageError, ImageOptions, LockHolder};
 pub use notifier::Notifier;
 

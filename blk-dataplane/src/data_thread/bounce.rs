@@ -5,7 +5,7 @@
 //! I1, Z2). Without a free lane the request is not popped yet.
 
 use ioq::AlignedBuf;
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestMemoryBackend, GuestMemoryError};
 use vring::{Chain, QueueSize};
 
 use super::SlotId;
@@ -59,6 +59,21 @@ impl Lane {
             .copy_to_writable(memory, self.done, buffer)
             .is_ok_and(|n| n == buffer.len())
     }
+}
+
+/// Whether any of a chain's memory has gone since it was mapped. Slow: asked only after a loss.
+#[cold]
+pub(super) fn is_lost<M: GuestMemoryBackend>(chain: &Chain, memory: &M) -> bool {
+    chain
+        .readable()
+        .iter()
+        .chain(chain.writable())
+        .any(|segment| {
+            usize::try_from(segment.len).is_ok_and(|len| {
+                let mut slices = memory.get_slices(segment.addr, len);
+                slices.any(|slice| matches!(slice, Err(GuestMemoryError::IOError(_))))
+            })
+        })
 }
 
 /// The lanes of a data thread.

@@ -14,9 +14,10 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hostmem::SigbusGuard;
 use ioq::{AlignedBuf, Durability, IoQueue};
 use libc::iovec;
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestMemoryBackend, GuestMemoryError};
 use vring::Segment;
 
 use super::SlotId;
@@ -76,6 +77,8 @@ pub(super) enum Owner<M> {
 pub(super) enum NotInPlace {
     /// An address is outside guest memory. The guest's fault.
     Unmapped,
+    /// The memory has gone since it was mapped. The front-end's or the host's fault.
+    Lost,
     /// Direct I/O demands an alignment that the buffers do not have, or there are too many of them.
     Bounce,
 }
@@ -155,7 +158,10 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
             // A u32 length fits usize on the 64-bit hosts this runs on.
             let take = usize::try_from(take).map_err(|_| NotInPlace::Unmapped)?;
             for slice in memory.map().get_slices(vm_memory::GuestAddress(addr), take) {
-                let slice = slice.map_err(|_| NotInPlace::Unmapped)?;
+                let slice = slice.map_err(|error| match error {
+                    GuestMemoryError::IOError(_) => NotInPlace::Lost,
+                    _ => NotInPlace::Unmapped,
+                })?;
                 let iov_base = slice.ptr_guard_mut().as_ptr();
                 let misaligned = iov_base.addr() % self.alignment.address != 0
                     || slice.len() % self.alignment.len != 0;
@@ -178,6 +184,15 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         entry.count = count;
         entry.memory = Some(memory.clone());
         Ok(count)
+    }
+
+    /// Whether any of a slot's memory has gone since it was filled. Slow: asked only after a loss.
+    #[cold]
+    pub(super) fn is_lost(&self, slot: SlotId) -> bool {
+        let base = slot.index() * SLOT_STRIDE;
+        self.iovecs[base..base + self.slots[slot.index()].count]
+            .iter()
+            .any(|iovec| SigbusGuard::is_lost(iovec.iov_base.cast(), iovec.iov_len))
     }
 
     /// Lets go of a slot's memory map.

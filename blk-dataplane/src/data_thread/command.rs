@@ -22,6 +22,7 @@ const NOWHERE: RingAddresses = RingAddresses {
 /// A queue ready to run.
 pub(crate) struct QueueParts<M: GuestMemoryBackend> {
     pub(crate) ring: SplitQueue<M>,
+    pub(crate) addresses: RingAddresses,
     pub(crate) kick: EventNotifier,
     pub(crate) call: Option<Box<dyn Notifier>>,
     pub(crate) err: Option<Box<dyn Notifier>>,
@@ -151,7 +152,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     fn start_queue(&mut self, index: u16, parts: QueueParts<M>) -> Result<(), event_poll::Error> {
         self.poll.add(&parts.kick, Token(u64::from(index)))?;
-        let mut queue = QueueState::new(index, parts.ring, parts.flush_negotiated);
+        let mut queue = QueueState::new(index, parts.ring, parts.addresses, parts.flush_negotiated);
         queue.kick = Some(parts.kick);
         queue.call = parts.call;
         queue.err = parts.err;
@@ -187,10 +188,9 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             let Some(queue) = self.queue(index) else {
                 continue;
             };
+            queue.addresses = addresses.unwrap_or(NOWHERE);
             // If the ring is not there, it latches a fault that the next pop reports.
-            let moved = queue
-                .ring
-                .set_memory(Arc::clone(memory), addresses.unwrap_or(NOWHERE));
+            let moved = queue.ring.set_memory(Arc::clone(memory), queue.addresses);
             // Not again for a ring that an earlier map has lost: a front-end may send many.
             if let Err(error) = moved
                 && !matches!(error, vring::StartError::RingLost)

@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use hostmem::SigbusGuard;
 use ioq::{Durability, IoQueue};
 use iosched::{Limits, Merged, Merger, Op};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vring::{Chain, Head};
 
-use super::bounce::Bounce;
+use super::bounce::{Bounce, is_lost};
 use super::buffers::{
     Alignment, GuestBuffers, MAX_SEGMENTS_PER_REQUEST, MemoryRef, NotInPlace, Owner, Transfer,
     queue_bounce,
@@ -84,6 +85,9 @@ pub(super) struct Executor<M> {
     done: VecDeque<(Owner<M>, bool)>,
     /// Of every write. See [`set_durability`](Self::set_durability).
     durability: Durability,
+    /// Losses of memory in this process by the last pass. While it is the same, what was looked up
+    /// since then is there.
+    losses: usize,
     geometry: Geometry,
     serial: [u8; ID_LEN],
     counters: Arc<Counters>,
@@ -125,6 +129,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             bounce: Bounce::new(device.max_queue_size()).ok_or(StartError::NoMemory)?,
             done: VecDeque::with_capacity(capacity),
             durability: Durability::WriteThrough,
+            losses: SigbusGuard::losses(),
             geometry: device.geometry(),
             serial: *device.serial(),
             counters,
@@ -144,6 +149,17 @@ impl<M: GuestMemoryBackend> Executor<M> {
     #[cfg(test)]
     pub(super) fn durability(&self) -> Durability {
         self.durability
+    }
+
+    pub(super) fn set_losses(&mut self, losses: usize) {
+        self.losses = losses;
+    }
+
+    /// Whether memory of `chain` has gone since it was looked up in this pass: what was read from it may
+    /// be zeroes, and what was written is nowhere (hostile-inputs M10).
+    #[inline]
+    fn was_lost(&self, chain: &Chain, memory: &M) -> bool {
+        SigbusGuard::losses() != self.losses && is_lost(chain, memory)
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -175,7 +191,13 @@ impl<M: GuestMemoryBackend> Executor<M> {
             .copy_from_readable(memory.map(), 0, &mut header)
             .is_err()
         {
+            if is_lost(chain, memory.map()) {
+                return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
+            }
             return self.bad_chain(head);
+        }
+        if self.was_lost(chain, memory.map()) {
+            return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
         }
         let data = DataLen {
             readable: chain.readable_len() - HEADER_LEN as u64,
@@ -194,7 +216,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 let Some(slot) = self.slots.claim() else {
                     return Started::NoRoom(head);
                 };
-                let request = Request::new(queue, head, status, memory, writable_data);
+                let request = Request::new(queue, head, status, memory, writable_data, self.losses);
                 self.slots.fill(slot, request);
                 self.flushes.push(slot);
                 return Started::InFlight;
@@ -217,6 +239,10 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 self.slots.unclaim(slot);
                 return self.bad_chain(head);
             }
+            Err(NotInPlace::Lost) => {
+                self.slots.unclaim(slot);
+                return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
+            }
             Err(NotInPlace::Bounce) if self.bounce.free_lane().is_none() => {
                 self.slots.unclaim(slot);
                 return Started::NoRoom(head);
@@ -225,7 +251,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         self.bytes_in_flight += len;
         let work = self.work_of(transfer);
-        let request = Request::new(queue, head, status, memory, writable_data);
+        let request = Request::new(queue, head, status, memory, writable_data, self.losses);
         self.slots.fill(
             slot,
             Request {
@@ -291,10 +317,15 @@ impl<M: GuestMemoryBackend> Executor<M> {
             counters,
             done,
             durability,
+            losses,
             ..
         } = self;
+        let batch = Batch {
+            durability: *durability,
+            any_lost: SigbusGuard::losses() != *losses,
+        };
         merger.unplug(|merged| {
-            queue_merged(&merged, slots, buffers, ioq, counters, *durability, done);
+            queue_merged(&merged, slots, buffers, ioq, counters, batch, done);
         });
     }
 
@@ -352,7 +383,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             }
             Owner::Flush { first } => self.finish_all(first, ok, finished),
             Owner::Bounce { slot, buffer } => {
-                if self.bounce_round_done(slot, buffer, ok) {
+                if let Some(ok) = self.bounce_round_done(slot, buffer, ok) {
                     self.finish_all(slot, ok, finished);
                 }
             }
@@ -367,13 +398,15 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 return;
             };
             next = request.next.take();
-            let (work, offset) = (request.work, request.offset);
+            let (work, offset, losses) = (request.work, request.offset, request.losses);
             let transfer = match work {
                 Work::Read | Work::Flush => Transfer::Read,
                 Work::Write(_) => Transfer::Write(self.durability),
             };
             let one = std::iter::once(slot);
-            if self.buffers.queue(&mut self.ioq, transfer, offset, one) {
+            // What has taken the place of lost memory must not get onto the disk.
+            let lost = SigbusGuard::losses() != losses && self.buffers.is_lost(slot);
+            if !lost && self.buffers.queue(&mut self.ioq, transfer, offset, one) {
                 self.counters.operations.add(1);
             } else {
                 let memory = self.slots.get(slot).map(|request| request.memory.clone());
@@ -389,12 +422,15 @@ impl<M: GuestMemoryBackend> Executor<M> {
     }
 
     fn finish_all(&mut self, first: SlotId, ok: bool, finished: &mut impl FnMut(Finished)) {
+        let losses = SigbusGuard::losses();
         let mut next = Some(first);
         while let Some(slot) = next {
-            self.buffers.clear(slot);
             let Some(request) = self.slots.release(slot) else {
                 return;
             };
+            // The kernel may have gone on where the memory had not been noticed to be gone.
+            let ok = ok && !(losses != request.losses && self.buffers.is_lost(slot));
+            self.buffers.clear(slot);
             next = request.next;
             self.bytes_in_flight -= request.len;
             if let Work::Write(epoch) = request.work {
@@ -429,7 +465,11 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let len = lane.round_len();
         let ready = match lane.transfer {
             Transfer::Read => true,
-            Transfer::Write(_) => lane.copy_in(request.memory.map(), &mut buffer[..len]),
+            Transfer::Write(_) => {
+                lane.copy_in(request.memory.map(), &mut buffer[..len])
+                    && !(SigbusGuard::losses() != request.losses
+                        && is_lost(&lane.chain, request.memory.map()))
+            }
         };
         let queued = if ready {
             let at = lane.offset + lane.done;
@@ -443,26 +483,30 @@ impl<M: GuestMemoryBackend> Executor<M> {
         }
     }
 
-    /// Ends a round; true if the request is at its end. A read whose memory has gone is answered as
-    /// if it had not: nobody is there to look.
-    fn bounce_round_done(&mut self, slot: SlotId, buffer: ioq::AlignedBuf, ok: bool) -> bool {
+    /// Ends a round; at the request's end says whether all went well.
+    fn bounce_round_done(
+        &mut self,
+        slot: SlotId,
+        buffer: ioq::AlignedBuf,
+        mut ok: bool,
+    ) -> Option<bool> {
         let (Some(request), Some(lane)) = (self.slots.get(slot), self.bounce.lane_of(slot)) else {
-            return true;
+            return Some(ok);
         };
         let len = lane.round_len();
-        if ok {
-            if matches!(lane.transfer, Transfer::Read) {
-                lane.copy_out(request.memory.map(), &buffer[..len]);
-            }
-            lane.done += len as u64;
+        if ok && matches!(lane.transfer, Transfer::Read) {
+            ok = lane.copy_out(request.memory.map(), &buffer[..len])
+                && !(SigbusGuard::losses() != request.losses
+                    && is_lost(&lane.chain, request.memory.map()));
         }
+        lane.done += len as u64;
         lane.buffer = Some(buffer);
         if ok && lane.done < lane.len {
             self.bounce_round(slot);
-            return false;
+            return None;
         }
         lane.slot = None;
-        true
+        Some(ok)
     }
 
     /// §5.2.6: the serial into the data buffer, as much of its 20 bytes as there is room for.
@@ -476,6 +520,9 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let writable_data = chain.writable_len() - 1;
         let len = usize::try_from(writable_data).map_or(ID_LEN, |room| room.min(ID_LEN));
         match chain.copy_to_writable(memory.map(), 0, &self.serial[..len]) {
+            Ok(_) if self.was_lost(chain, memory.map()) => {
+                self.answer(head, memory, status, Status::IoErr, 0, writable_data)
+            }
             Ok(written) => self.answer(
                 head,
                 memory,
@@ -522,13 +569,22 @@ impl<M: GuestMemoryBackend> Executor<M> {
     }
 }
 
+/// What holds for all operations of a batch.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    /// Of its writes.
+    durability: Durability,
+    /// Memory has gone since the first of it was looked up, somewhere in this process.
+    any_lost: bool,
+}
+
 fn queue_merged<M: GuestMemoryBackend>(
     merged: &Merged<'_>,
     slots: &mut Slots<M>,
     buffers: &GuestBuffers<M>,
     ioq: &mut IoQueue<Owner<M>>,
     counters: &Counters,
-    durability: Durability,
+    batch: Batch,
     done: &mut VecDeque<(Owner<M>, bool)>,
 ) {
     // Tags are slots; see `start`.
@@ -545,9 +601,11 @@ fn queue_merged<M: GuestMemoryBackend>(
     }
     let transfer = match merged.op {
         Op::Read => Transfer::Read,
-        _ => Transfer::Write(durability),
+        _ => Transfer::Write(batch.durability),
     };
-    if buffers.queue(ioq, transfer, merged.offset, ids.clone()) {
+    // What has taken the place of lost memory must not get onto the disk.
+    let lost = batch.any_lost && ids.clone().any(|slot| buffers.is_lost(slot));
+    if !lost && buffers.queue(ioq, transfer, merged.offset, ids.clone()) {
         counters.operations.add(1);
         if merged.parts.len() > 1 {
             counters.merged.add(merged.parts.len() as u64);
@@ -575,7 +633,8 @@ fn status_byte(chain: &Chain) -> Option<GuestAddress> {
 }
 
 fn is_mapped<M: GuestMemoryBackend>(memory: &M, addr: GuestAddress) -> bool {
-    memory.find_region(addr).is_some()
+    // And still there: a lost region has no addresses.
+    memory.get_host_address(addr).is_ok()
 }
 
 fn to_usize(n: u32) -> usize {

@@ -1,9 +1,11 @@
 //! One running queue: its ring, its notifiers, and where it stands.
 
+use std::sync::Arc;
+
 use crossbeam_channel::Sender;
 use event_poll::EventNotifier;
 use vm_memory::GuestMemoryBackend;
-use vring::{Chain, Head, PopError, SplitQueue};
+use vring::{Chain, Head, PopError, RingAddresses, SplitQueue};
 
 use super::Notifier;
 use crate::counters::Counters;
@@ -12,6 +14,8 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     /// Its number on the device.
     pub(super) index: u16,
     pub(super) ring: SplitQueue<M>,
+    /// Where the ring lies in the memory map in force.
+    pub(super) addresses: RingAddresses,
     /// Watched by the data thread's loop while it is here.
     pub(super) kick: Option<EventNotifier>,
     pub(super) call: Option<Box<dyn Notifier>>,
@@ -50,10 +54,16 @@ pub(super) enum Fetched {
 }
 
 impl<M: GuestMemoryBackend> QueueState<M> {
-    pub(super) fn new(index: u16, ring: SplitQueue<M>, flush_negotiated: bool) -> Self {
+    pub(super) fn new(
+        index: u16,
+        ring: SplitQueue<M>,
+        addresses: RingAddresses,
+        flush_negotiated: bool,
+    ) -> Self {
         Self {
             index,
             ring,
+            addresses,
             kick: None,
             call: None,
             err: None,
@@ -89,6 +99,17 @@ impl<M: GuestMemoryBackend> QueueState<M> {
                 self.signal_error();
                 Fetched::Nothing
             }
+        }
+    }
+
+    /// Looks the ring up again, after memory was lost somewhere. If it was the ring's, it latches a
+    /// fault that the next pop reports.
+    pub(super) fn check_memory(&mut self) {
+        let memory = Arc::clone(self.ring.memory());
+        if let Err(error) = self.ring.set_memory(memory, self.addresses)
+            && !matches!(error, vring::StartError::RingLost)
+        {
+            tracing::warn!(queue = self.index, %error, "the memory that the ring is in has gone");
         }
     }
 

@@ -50,6 +50,8 @@ pub(super) struct Request<M> {
     pub(super) memory: MemoryRef<M>,
     /// Device-writable bytes before the status byte.
     pub(super) writable_data: u64,
+    /// Losses of memory in this process when its buffers were looked up.
+    pub(super) losses: usize,
     /// The next request of the same operation.
     pub(super) next: Option<SlotId>,
 }
@@ -62,6 +64,7 @@ impl<M> Request<M> {
         status: GuestAddress,
         memory: &MemoryRef<M>,
         writable_data: u64,
+        losses: usize,
     ) -> Self {
         let memory = memory.clone();
         let (work, offset, len, next) = (Work::Flush, 0, 0, None);
@@ -74,6 +77,7 @@ impl<M> Request<M> {
             status,
             memory,
             writable_data,
+            losses,
             next,
         }
     }

@@ -239,7 +239,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
                 mmap_offset: region.mmap_offset,
             })
             .collect();
-        self.replace_memory(MemoryMap::new(regions).map_err(refuse)?)?;
+        self.replace_memory(self.memory.with_regions(regions).map_err(refuse)?)?;
         Ok(None)
     }
 

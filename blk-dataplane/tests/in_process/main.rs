@@ -14,6 +14,8 @@ mod hostile_front_end;
 mod image;
 #[cfg(feature = "vhost-user")]
 mod listening;
+#[cfg(feature = "vhost-user")]
+mod lost_memory;
 mod model;
 #[cfg(feature = "vhost-user")]
 mod protocol;

@@ -219,6 +219,14 @@ impl FrontEnd {
             .map(|(_, bytes)| bytes)
     }
 
+    /// The same connection, for a guest whose memory is `ram`.
+    pub(crate) fn over(self, ram: &Arc<GuestRam>) -> Self {
+        Self {
+            ram: Arc::clone(ram),
+            ..self
+        }
+    }
+
     /// The connection for messages that `Frontend` does not send.
     pub(crate) fn wire(&self) -> Wire {
         Wire::over(self.stream.try_clone().unwrap())
