@@ -39,41 +39,41 @@
 //!
 //! # Example
 //!
-//! See [`SplitQueue`] for a round trip. A device's loop:
+//! See [`Queue`] for a round trip. A device's loop:
 //!
 //! ```
-//! use vring::{Chain, PopError, SplitQueue};
+//! use vring::{Chain, Finished, PopError, Queue};
 //! use vm_memory::GuestMemoryBackend;
 //!
-//! /// Serves one bounded batch. True: the ring is empty, sleep until the guest kicks. False: more
-//! /// is waiting, come back once other queues have had their turn.
+//! /// Chains taken before others get their turn: the guest may publish as fast as they are taken.
+//! const BATCH_MAX: u16 = 64;
+//!
+//! /// One pass over the queue. True: the ring is empty, sleep until the guest kicks. False: come
+//! /// back once other queues have had their turn.
 //! fn serve<M: GuestMemoryBackend>(
-//!     queue: &mut SplitQueue<M>,
+//!     queue: &mut Queue<M>,
 //!     chain: &mut Chain,
 //!     interrupt: impl FnOnce(),
-//! ) -> Result<bool, vring::RingFault> {
-//!     queue.disable_notification();
-//!     let mut fault = None;
-//!     // The guest may publish as fast as we fetch, so the batch has an end of its own.
-//!     for _ in 0..queue.size().get() {
-//!         match queue.pop(chain) {
-//!             Ok(Some(head)) => queue.push(head, 0), // having done the request
+//! ) -> bool {
+//!     let mut batch = queue.batch(BATCH_MAX);
+//!     loop {
+//!         match batch.pop(chain) {
+//!             Ok(Some(head)) => batch.push(head, 0), // having done the request
 //!             Ok(None) => break,
-//!             Err(PopError::Chain { head, .. }) => queue.push(head, 0),
-//!             Err(PopError::Ring(broken)) => fault = Some(broken),
-//!             Err(_) => break,
+//!             Err(PopError::Chain { head, .. }) => batch.push(head, 0),
+//!             Err(_broken) => break, // reported once: signal the error event
 //!         }
 //!     }
-//!     queue.publish();
-//!     if queue.should_notify() {
+//!     let Finished { notify, sleep } = batch.finish();
+//!     if notify {
 //!         interrupt();
 //!     }
-//!     match fault {
-//!         Some(fault) => Err(fault), // signal the error event, once
-//!         None => Ok(queue.enable_notification()),
-//!     }
+//!     sleep
 //! }
 //! ```
+//!
+//! [`Batch`] makes the calls in the one order that loses no wake-up. Whoever needs another one has
+//! them all on the queue itself.
 //!
 //! # Features
 //!
@@ -81,6 +81,7 @@
 //!   to write deliberately wrong rings.
 
 mod base;
+mod batch;
 mod chain;
 mod config;
 #[cfg(feature = "driver")]
@@ -98,6 +99,7 @@ mod split;
 
 // The public interface is:
 pub use crate::base::{PackedPosition, RingBase};
+pub use crate::batch::{Batch, Finished};
 pub use crate::chain::{BufferError, Chain, MAX_INDIRECT_DESCRIPTORS, Segment};
 pub use crate::config::{
     ConfigError, QueueConfig, QueueSize, RingAddresses, RingArea, RingFeatures, StartError,
