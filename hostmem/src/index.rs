@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_in_clusters_of_clusters_of_clusters_are_searched() {
+    fn m23_layout_that_defeats_the_table_is_searched() {
         let layout: Vec<_> = (1..=256_u32)
             .map(|i| (1 << (10 + 12 * (i.trailing_zeros() / 2)), 16))
             .collect();
@@ -420,7 +420,7 @@ mod tests {
 
     /// Entries and levels, so that no layout makes a table without bound.
     #[test]
-    fn table_of_any_layout_is_small() {
+    fn m23_table_of_any_layout_is_small() {
         let pairs: Vec<_> = (0..254).flat_map(|_| [(1 << 54, 1), (0, 1)]).collect();
         let powers: Vec<_> = (1..62).map(|bits| ((1_u64 << bits) - 1, 1)).collect();
         for layout in [pairs, powers] {

@@ -284,6 +284,48 @@ fn c18_log_for_memory_at_the_end_of_the_address_space_is_refused_not_wrapped() {
     );
 }
 
+/// Bits of the log are then bytes of the guest's memory: the guest garbles its log and nothing else.
+#[test]
+fn m21_log_in_the_guests_own_memory_is_harmless() {
+    let file = MemFile::new("hm-m21", 64 * PAGE);
+    let map = map(&file, 0, 64 * PAGE);
+    let log = DirtyLog::shared(file.file().try_clone().unwrap(), 0, 8).unwrap();
+    let log = Arc::new(log);
+    map.start_log(Arc::clone(&log)).unwrap();
+    map.write_slice(&[0; 64], GuestAddress(0)).unwrap();
+    // The mark comes after the write.
+    assert_eq!(map.read_obj::<u8>(GuestAddress(0)).unwrap(), 1);
+    assert_eq!(harvest(&log), [0]);
+    map.write_slice(&[0xFF; 8], GuestAddress(0)).unwrap();
+    assert_eq!(harvest(&log).len(), 64);
+}
+
+/// A front-end may send a new log again and again, while requests go on.
+#[test]
+fn m22_logs_without_end_leave_nothing_behind() {
+    let file = MemFile::new("hm-m22", 8 * PAGE);
+    let log_file = MemFile::new("hm-m22-log", PAGE);
+    let map = map(&file, 0, 8 * PAGE);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                map.write_slice(&[1; 0x8000], GuestAddress(0)).unwrap();
+            }
+        });
+        for _ in 0..2000 {
+            let log = DirtyLog::shared(log_file.file().try_clone().unwrap(), 0, 8).unwrap();
+            drop(map.start_log(Arc::new(log)).unwrap());
+            assert!(log_file.mapped_bytes() <= 2 * PAGE);
+            assert!(log_file.other_descriptors() <= 2);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(map);
+    assert_eq!(log_file.mapped_bytes(), 0);
+    assert_eq!(log_file.other_descriptors(), 0);
+}
+
 #[test]
 fn marks_beyond_the_log_are_left_out() {
     let file = MemFile::new("hm-dirty-beyond", 4 * PAGE);

@@ -445,3 +445,42 @@ fn m18_memory_of_this_process_is_refused() {
         MapError::FileTooShort { file_size: 0, .. }
     ));
 }
+
+/// The same pages of the same file, three times over, once shifted: what is written to one is read from
+/// all, and nothing worse.
+#[test]
+fn m18_regions_may_be_the_same_memory() {
+    let file = MemFile::new("hm-m18", 2 * PAGE);
+    let map = MemoryMap::new(vec![
+        file.region(0, 2 * PAGE, FRONTEND, 0),
+        file.region(0x10_0000, 2 * PAGE, FRONTEND + 0x10_0000, 0),
+        file.region(0x20_0000, PAGE, FRONTEND + 0x20_0000, PAGE),
+    ])
+    .unwrap();
+    map.write_obj(0xfeed_u32, GuestAddress(0x20_0010)).unwrap();
+    for addr in [PAGE + 0x10, 0x10_0000 + PAGE + 0x10] {
+        assert_eq!(map.read_obj::<u32>(GuestAddress(addr)).unwrap(), 0xfeed);
+    }
+    // Out of one into the other.
+    let from = map.get_slice(GuestAddress(0), 0x2000).unwrap();
+    let to = map.get_slice(GuestAddress(0x10_0008), 0x1000).unwrap();
+    from.subslice(0, 0x1000).unwrap().copy_to_volatile_slice(to);
+    assert!(map.check_intact().is_ok());
+}
+
+#[test]
+fn regions_given_in_any_order_make_the_same_map() {
+    let file = MemFile::new("hm-unsorted", 8 * PAGE);
+    let region = |i: u64| file.region(i * 3 * PAGE, PAGE, FRONTEND + (7 - i) * PAGE, i * PAGE);
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
+        let map = MemoryMap::new(order.into_iter().map(region).collect()).unwrap();
+        let starts: Vec<_> = map.regions().map(|r| r.guest_addr().0 / PAGE).collect();
+        assert_eq!(starts, [0, 3, 6, 9]);
+        for i in 0..4 {
+            assert_eq!(
+                map.frontend_to_guest(FRONTEND + (7 - i) * PAGE),
+                Some(GuestAddress(i * 3 * PAGE))
+            );
+        }
+    }
+}
