@@ -57,6 +57,10 @@ pub enum Error {
         /// What it returned.
         source: io::Error,
     },
+
+    /// A periodic timer of period zero would never be quiet. Fault of the caller.
+    #[error("a timer's period can not be zero")]
+    ZeroPeriod,
 }
 
 impl Error {

@@ -5,49 +5,18 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::busy::BusyPoll;
+use crate::cycle::{Host, Poller, cycle};
 use crate::error::Error;
+use crate::event::{Event, Interest, Token};
+use crate::registry::{Registry, WAKE};
 use crate::stopper::Stopper;
 
 /// Most events one [`EventPoll::wait`] may hand out. A data thread waits for a few descriptors per
 /// queue; beyond a thousand per wait nothing is saved, and the caller's array only grows.
 pub const MAX_EVENTS_PER_WAIT: usize = 1024;
-
-/// The token of the loop's own wake eventfd.
-const WAKE: u64 = u64::MAX;
-
-/// The caller's name for a registered descriptor, handed back with its events. Any value but
-/// `u64::MAX`; two descriptors may share one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Token(pub u64);
-
-/// A descriptor that is ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The token the descriptor was [added](EventPoll::add) with.
-    pub token: Token,
-    readiness: EpollFlags,
-}
-
-impl Event {
-    /// There is something to read (`EPOLLIN`).
-    pub fn is_readable(&self) -> bool {
-        self.readiness.contains(EpollFlags::EPOLLIN)
-    }
-
-    /// The other end of a pipe or socket is gone (`EPOLLHUP`). An eventfd has no such state. It stays
-    /// so: remove the descriptor, or the loop spins.
-    pub fn is_hangup(&self) -> bool {
-        self.readiness.contains(EpollFlags::EPOLLHUP)
-    }
-
-    /// The file is in error (`EPOLLERR`). Of an eventfd it only means that the kernel itself ran the
-    /// counter to its end: it is readable too, and a read clears it.
-    pub fn is_error(&self) -> bool {
-        self.readiness.contains(EpollFlags::EPOLLERR)
-    }
-}
 
 /// Counters since the loop was made; they wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,7 +62,7 @@ pub struct Stats {
 /// ```
 #[derive(Debug)]
 pub struct EventPoll {
-    epoll: Epoll,
+    registry: Registry,
     stopper: Stopper,
     /// What the kernel fills. One longer than `ready` can get, so that a wake does not take the
     /// place of an event.
@@ -118,10 +87,10 @@ impl EventPoll {
                 requested: max_events,
             });
         }
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|e| Error::system("epoll_create1", e))?;
+        let registry = Registry::new()?;
         let stopper = Stopper::new()?;
-        epoll
+        registry
+            .epoll()
             .add(
                 stopper.notifier(),
                 EpollEvent::new(EpollFlags::EPOLLIN, WAKE),
@@ -130,7 +99,7 @@ impl EventPoll {
         let raw = vec![EpollEvent::empty(); max_events + 1];
         let ready = Vec::with_capacity(raw.len());
         Ok(Self {
-            epoll,
+            registry,
             stopper,
             raw,
             ready,
@@ -147,18 +116,31 @@ impl EventPoll {
     /// * [`Error::System`]: the host's limit of watches is reached, or the epoll instance itself was
     ///   added.
     pub fn add(&mut self, fd: impl AsFd, token: Token) -> Result<(), Error> {
-        if token.0 == WAKE {
-            return Err(Error::ReservedToken);
-        }
-        match self
-            .epoll
-            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.0))
-        {
-            Ok(()) => Ok(()),
-            Err(Errno::EEXIST) => Err(Error::AlreadyRegistered),
-            Err(Errno::EPERM) => Err(Error::NotPollable),
-            Err(errno) => Err(Error::system("epoll_ctl", errno)),
-        }
+        self.registry.add(fd, token)
+    }
+
+    /// As [`add`](Self::add), for what `interest` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add).
+    pub fn add_for(
+        &mut self,
+        fd: impl AsFd,
+        token: Token,
+        interest: Interest,
+    ) -> Result<(), Error> {
+        self.registry.add_for(fd, token, interest)
+    }
+
+    /// As [`add`](Self::add), for the notifications of a [`Poller`]: while those given to
+    /// [`run_polling`](Self::run_polling) find work nobody needs to look at this descriptor.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add).
+    pub fn add_polled(&mut self, fd: impl AsFd, token: Token) -> Result<(), Error> {
+        self.registry.add_polled(fd, token)
     }
 
     /// Stops waiting for `fd`. It has to be the descriptor that was added, not a clone of it.
@@ -168,12 +150,13 @@ impl EventPoll {
     /// * [`Error::NotRegistered`]: fault of the caller.
     /// * [`Error::System`]: the kernel refused for another reason.
     pub fn remove(&mut self, fd: impl AsFd) -> Result<(), Error> {
-        match self.epoll.delete(fd) {
-            Ok(()) => Ok(()),
-            // EPERM: of a kind that can not have been added.
-            Err(Errno::ENOENT | Errno::EPERM) => Err(Error::NotRegistered),
-            Err(errno) => Err(Error::system("epoll_ctl", errno)),
-        }
+        self.registry.remove(fd)
+    }
+
+    /// A handle that adds and removes descriptors while the loop runs: from its own handler, or from
+    /// another thread.
+    pub fn registry(&self) -> Registry {
+        self.registry.clone()
     }
 
     /// Sleeps until a descriptor is ready, `timeout` has passed, or a [`Stopper`] wakes it, and
@@ -201,7 +184,7 @@ impl EventPoll {
             None => EpollTimeout::NONE,
         };
         loop {
-            let count = match self.epoll.wait(&mut self.raw, next) {
+            let count = match self.registry.epoll().wait(&mut self.raw, next) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(Error::system("epoll_wait", errno)),
@@ -231,10 +214,7 @@ impl EventPoll {
             if raw.data() == WAKE {
                 woken = true;
             } else {
-                self.ready.push(Event {
-                    token: Token(raw.data()),
-                    readiness: raw.events(),
-                });
+                self.ready.push(Event::new(Token(raw.data()), raw.events()));
             }
         }
         if woken {
@@ -252,7 +232,7 @@ impl EventPoll {
     /// stands.
     ///
     /// The handler has to remove the cause (read the eventfd), or the loop comes straight back to it.
-    /// To add or remove descriptors, break, or write the loop around [`wait`](Self::wait).
+    /// To add or remove descriptors it uses a [`Registry`].
     ///
     /// # Errors
     ///
@@ -260,16 +240,111 @@ impl EventPoll {
     pub fn run(&mut self, mut handler: impl FnMut(Event) -> ControlFlow<()>) -> Result<(), Error> {
         while !self.stopper.is_stopped() {
             self.wait(None)?;
-            for event in &self.ready {
-                if self.stopper.is_stopped() {
-                    return Ok(());
-                }
-                if handler(*event).is_break() {
-                    return Ok(());
-                }
+            if self.deliver(&mut handler).is_break() {
+                return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// As [`run`](Self::run), and asks the `pollers` for work: in turn, until none has any, for as long
+    /// as `busy` says that it pays, and once more after asking for notifications. Only then it
+    /// waits. See [`Poller`] for the order, which loses no notification.
+    ///
+    /// While a poller finds work there is no system call, but for a look without sleeping at the
+    /// descriptors that no poller speaks for (all but those of [`add_polled`](Self::add_polled)), if
+    /// there are any: once in 64 turns. A [stop](Stopper::stop) is seen at every turn.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use event_poll::{BusyPoll, EventNotifier, EventPoll, Poller, PollSettings, Stopper, Token};
+    /// use std::ops::ControlFlow;
+    /// use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    ///
+    /// /// What both sides share: a count of requests, and whether to kick after raising it.
+    /// #[derive(Default)]
+    /// struct Ring { requests: AtomicU32, kicks_wanted: AtomicBool }
+    ///
+    /// struct Queue<'a> { ring: &'a Ring, served: u32, stopper: Stopper }
+    ///
+    /// impl Poller for Queue<'_> {
+    ///     fn poll(&mut self) -> bool {
+    ///         let requests = self.ring.requests.load(Ordering::Acquire);
+    ///         let work = requests != self.served;
+    ///         self.served = requests;
+    ///         if requests == 1000 {
+    ///             self.stopper.stop();
+    ///         }
+    ///         work
+    ///     }
+    ///     fn arm(&mut self) -> bool {
+    ///         self.ring.kicks_wanted.store(true, Ordering::Relaxed);
+    ///         fence(Ordering::SeqCst); // pairs with the other side's
+    ///         self.ring.requests.load(Ordering::Acquire) == self.served
+    ///     }
+    ///     fn disarm(&mut self) {
+    ///         self.ring.kicks_wanted.store(false, Ordering::Relaxed);
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ring = Ring::default();
+    /// let kick = EventNotifier::new()?;
+    /// let mut poll = EventPoll::new(4)?;
+    /// poll.add_polled(&kick, Token(0))?;
+    /// let mut queue = Queue { ring: &ring, served: 0, stopper: poll.stopper() };
+    /// let mut busy = BusyPoll::new(PollSettings::default());
+    ///
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| {
+    ///         for _ in 0..1000 {
+    ///             ring.requests.fetch_add(1, Ordering::Release);
+    ///             fence(Ordering::SeqCst); // pairs with the one in `arm`
+    ///             if ring.kicks_wanted.load(Ordering::Relaxed) {
+    ///                 kick.notify().unwrap();
+    ///             }
+    ///         }
+    ///     });
+    ///     poll.run_polling(&mut busy, &mut [&mut queue], |_event| {
+    ///         let _ = kick.test_and_clear(); // the poller looks afterwards
+    ///         ControlFlow::Continue(())
+    ///     })
+    /// })?;
+    /// assert_eq!(queue.served, 1000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn run_polling(
+        &mut self,
+        busy: &mut BusyPoll,
+        pollers: &mut [&mut dyn Poller],
+        handler: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let mut host = Polled {
+            poll: self,
+            handler,
+        };
+        cycle(&mut host, busy, pollers)
+    }
+
+    /// Gives each ready event to `handler` until it breaks or the loop is stopped.
+    fn deliver(&mut self, handler: &mut impl FnMut(Event) -> ControlFlow<()>) -> ControlFlow<()> {
+        let removals = self.registry.removals();
+        for event in &self.ready {
+            if self.stopper.is_stopped() {
+                return ControlFlow::Break(());
+            }
+            if self.registry.removals() != removals && !self.registry.has(event.token) {
+                continue;
+            }
+            handler(*event)?;
+        }
+        ControlFlow::Continue(())
     }
 
     /// A handle that stops or wakes this loop from any thread.
@@ -286,6 +361,34 @@ impl EventPoll {
     /// Counters since [`new`](Self::new).
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+}
+
+/// The loop as [`cycle`] sees it.
+struct Polled<'a, F> {
+    poll: &'a mut EventPoll,
+    handler: F,
+}
+
+impl<F: FnMut(Event) -> ControlFlow<()>> Host for Polled<'_, F> {
+    type Error = Error;
+
+    fn is_stopped(&self) -> bool {
+        self.poll.stopper.is_stopped()
+    }
+
+    fn all_polled(&self) -> bool {
+        self.poll.registry.all_polled()
+    }
+
+    fn look(&mut self) -> Result<ControlFlow<()>, Error> {
+        self.poll.wait(Some(Duration::ZERO))?;
+        Ok(self.poll.deliver(&mut self.handler))
+    }
+
+    fn sleep(&mut self) -> Result<ControlFlow<()>, Error> {
+        self.poll.wait(None)?;
+        Ok(self.poll.deliver(&mut self.handler))
     }
 }
 

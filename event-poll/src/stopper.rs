@@ -44,8 +44,9 @@ impl Stopper {
         })))
     }
 
-    /// Makes [`EventPoll::run`](crate::EventPoll::run) return: no handler starts after the one that
-    /// is running. Ends a [`wait`](crate::EventPoll::wait) as [`wake`](Self::wake) does.
+    /// Makes [`EventPoll::run`](crate::EventPoll::run) and
+    /// [`run_polling`](crate::EventPoll::run_polling) return: no handler starts after the one that is
+    /// running. Ends a [`wait`](crate::EventPoll::wait) as [`wake`](Self::wake) does.
     pub fn stop(&self) {
         // Release, pairs with the Acquire in `is_stopped`: what this thread wrote before is seen by
         // the thread that finds itself stopped. Before the wake: whoever is woken finds the flag set.
