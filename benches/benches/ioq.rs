@@ -1,4 +1,4 @@
-//! Random 4 KiB reads at depth 32: ioq beside bare `io_submit` loops over the same file.
+//! Random 4 KiB reads at depth 32: ioq beside bare loops of `io_submit` and io_uring over the same file.
 
 use std::time::Duration;
 
@@ -23,7 +23,11 @@ fn main() -> Result<(), Error> {
 
     let mut group = criterion.benchmark_group("ioq");
     for batch in BATCHES {
-        for (name, reader) in [("null", Reader::IoqNull), ("linux-aio", Reader::Ioq)] {
+        for (name, reader) in [
+            ("null", Reader::IoqNull),
+            ("linux-aio", Reader::Ioq),
+            ("io-uring", Reader::IoqUring),
+        ] {
             let mut reads = Reads::new(&file, reader, batch, DEPTH)?;
             group.throughput(Throughput::Elements(u64::from(DEPTH)));
             group.bench_function(format!("{name}/batch-{batch}"), |b| {
@@ -36,6 +40,7 @@ fn main() -> Result<(), Error> {
     for batch in BATCHES {
         let reads = |reader| Reads::new(&file, reader, batch, DEPTH);
         let mut ioq = reads(Reader::Ioq)?;
+        let mut disarmed = reads(Reader::IoqDisarmed)?;
         let mut get_events = reads(Reader::BareGetEvents)?;
         let mut eventfd = reads(Reader::BareEventFd)?;
         let mut bare = reads(Reader::Bare)?;
@@ -45,12 +50,24 @@ fn main() -> Result<(), Error> {
             "buffered"
         };
         let mut contenders = [
+            Contender::new("ioq, disarmed", |n| disarmed.run(n)),
             Contender::new("ioq", |n| ioq.run(n)),
             Contender::new("bare, io_getevents", |n| get_events.run(n)),
             Contender::new("bare, ring, eventfd", |n| eventfd.run(n)),
             Contender::new("bare, ring", |n| bare.run(n)),
         ];
-        let title = format!("ioq/batch-{batch}, {direct} reads");
+        let title = format!("ioq/aio, batch-{batch}, {direct} reads");
+        compare(mode, &title, mode.pick(50_000, 320), &mut contenders)?;
+
+        let mut ioq = reads(Reader::IoqUring)?;
+        let mut disarmed = reads(Reader::IoqUringDisarmed)?;
+        let mut bare = reads(Reader::BareUring)?;
+        let mut contenders = [
+            Contender::new("ioq, disarmed", |n| disarmed.run(n)),
+            Contender::new("ioq", |n| ioq.run(n)),
+            Contender::new("bare", |n| bare.run(n)),
+        ];
+        let title = format!("ioq/io_uring, batch-{batch}, {direct} reads");
         compare(mode, &title, mode.pick(50_000, 320), &mut contenders)?;
     }
     criterion.final_summary();

@@ -12,6 +12,7 @@
 
 pub mod allocations;
 mod bare_aio;
+mod bare_uring;
 pub mod disk;
 pub mod fixture;
 pub mod lookups;

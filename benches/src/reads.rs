@@ -3,17 +3,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ioq::{AlignedBuf, Config, IoQueue};
+use ioq::{AlignedBuf, Config, Engine as IoqEngine, IoQueue};
 
 use crate::Error;
 use crate::bare_aio::{BareAio, Reap};
+use crate::bare_uring::BareUring;
 use crate::fixture::{BLOCK, BlockFile, Random};
 
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
-    /// `ioq::IoQueue` on the file.
+    /// `ioq::IoQueue` on the file, through Linux AIO; each completion signals an eventfd.
     Ioq,
+    /// The same, with completions not to signal (`IoQueue::disarm_completion_fd`).
+    IoqDisarmed,
+    /// `ioq::IoQueue` on the file, through io_uring.
+    IoqUring,
+    /// The same, with completions not to signal.
+    IoqUringDisarmed,
     /// `ioq::IoQueue` with the null engine: what the queue itself costs. Reads give zeroes.
     IoqNull,
     /// Raw `io_submit`, completions from the mapped ring: the floor.
@@ -23,6 +30,23 @@ pub enum Reader {
     BareEventFd,
     /// Raw `io_submit` and `io_getevents`: what most programs do.
     BareGetEvents,
+    /// A bare loop over io_uring: the floor of the other engine.
+    BareUring,
+}
+
+impl Reader {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Ioq,
+        Self::IoqDisarmed,
+        Self::IoqUring,
+        Self::IoqUringDisarmed,
+        Self::IoqNull,
+        Self::Bare,
+        Self::BareEventFd,
+        Self::BareGetEvents,
+        Self::BareUring,
+    ];
 }
 
 /// Reads in flight at a time, completed but not yet taken ones included.
@@ -46,6 +70,7 @@ enum Engine {
         buffers: Vec<AlignedBuf>,
     },
     Bare(BareAio),
+    BareUring(BareUring),
 }
 
 impl Reads {
@@ -64,18 +89,28 @@ impl Reads {
             max_segments: 1,
         };
         let engine = match reader {
-            Reader::Ioq | Reader::IoqNull => {
+            Reader::Ioq
+            | Reader::IoqDisarmed
+            | Reader::IoqUring
+            | Reader::IoqUringDisarmed
+            | Reader::IoqNull => {
                 let buffers: Option<Vec<_>> =
                     (0..depth).map(|_| AlignedBuf::new(BLOCK, BLOCK)).collect();
+                let engine = match reader {
+                    Reader::IoqNull => IoqEngine::Null,
+                    Reader::IoqUring | Reader::IoqUringDisarmed => IoqEngine::IoUring,
+                    _ => IoqEngine::LinuxAio,
+                };
+                let mut queue = IoQueue::open(Arc::new(handle), engine, &config)?;
+                if matches!(reader, Reader::IoqDisarmed | Reader::IoqUringDisarmed) {
+                    queue.disarm_completion_fd();
+                }
                 Engine::Ioq {
-                    queue: if reader == Reader::Ioq {
-                        IoQueue::linux_aio(Arc::new(handle), &config)?
-                    } else {
-                        IoQueue::null(&config)?
-                    },
+                    queue,
                     buffers: buffers.ok_or("no memory for buffers")?,
                 }
             }
+            Reader::BareUring => Engine::BareUring(BareUring::new(handle, depth)?),
             Reader::Bare => Engine::Bare(BareAio::new(handle, depth, Reap::Ring, false)?),
             Reader::BareEventFd => Engine::Bare(BareAio::new(handle, depth, Reap::Ring, true)?),
             Reader::BareGetEvents => {
@@ -136,7 +171,7 @@ impl Engine {
     fn gives_zeroes(&self) -> bool {
         match self {
             Self::Ioq { queue, .. } => queue.completion_fd().is_none(),
-            Self::Bare(_) => false,
+            Self::Bare(_) | Self::BareUring(_) => false,
         }
     }
 
@@ -149,10 +184,14 @@ impl Engine {
                     .read(number * BLOCK as u64, buffer)
                     .map_err(|e| e.to_string().into())
             }
-            Self::Bare(bare) => match bare.queue(number) {
-                true => Ok(()),
-                false => Err("no slot is free".into()),
-            },
+            Self::Bare(bare) => bare
+                .queue(number)
+                .then_some(())
+                .ok_or_else(|| "no slot is free".into()),
+            Self::BareUring(bare) => bare
+                .queue(number)
+                .then_some(())
+                .ok_or_else(|| "no slot is free".into()),
         }
     }
 
@@ -167,6 +206,7 @@ impl Engine {
                 Ok(())
             }
             Self::Bare(bare) => bare.submit(),
+            Self::BareUring(bare) => bare.submit(),
         }
     }
 
@@ -191,6 +231,7 @@ impl Engine {
                 count
             }
             Self::Bare(bare) => bare.reap(|word| *sum = sum.wrapping_add(word))?,
+            Self::BareUring(bare) => bare.reap(|word| *sum = sum.wrapping_add(word))?,
         };
         Ok(count as u64)
     }
@@ -203,13 +244,7 @@ mod tests {
     #[test]
     fn every_reader_reads_what_is_in_the_file() {
         let file = BlockFile::new(64).unwrap();
-        for reader in [
-            Reader::Ioq,
-            Reader::IoqNull,
-            Reader::Bare,
-            Reader::BareEventFd,
-            Reader::BareGetEvents,
-        ] {
+        for reader in Reader::ALL {
             for batch in [1, 5, 32] {
                 let mut reads = Reads::new(&file, reader, batch, DEPTH).unwrap();
                 reads.run(300).unwrap();

@@ -54,8 +54,16 @@ pub const WORKLOADS: &[Workload] = &[
     ("ioq-null-batch-32", |n| reads(Reader::IoqNull, 32, n)),
     ("ioq-batch-1", |n| reads(Reader::Ioq, 1, n)),
     ("ioq-batch-32", |n| reads(Reader::Ioq, 32, n)),
+    ("ioq-disarmed-batch-1", |n| reads(Reader::IoqDisarmed, 1, n)),
+    ("ioq-disarmed-batch-32", |n| {
+        reads(Reader::IoqDisarmed, 32, n)
+    }),
+    ("ioq-uring-batch-1", |n| reads(Reader::IoqUring, 1, n)),
+    ("ioq-uring-batch-32", |n| reads(Reader::IoqUring, 32, n)),
     ("bare-batch-1", |n| reads(Reader::Bare, 1, n)),
     ("bare-batch-32", |n| reads(Reader::Bare, 32, n)),
+    ("bare-uring-batch-1", |n| reads(Reader::BareUring, 1, n)),
+    ("bare-uring-batch-32", |n| reads(Reader::BareUring, 32, n)),
     ("disk-null-depth-1", |n| disk(false, 1, n)),
     ("disk-null-depth-32", |n| disk(false, 32, n)),
     ("disk-image-depth-1", |n| disk(true, 1, n)),

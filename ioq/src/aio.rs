@@ -10,7 +10,10 @@ mod ring;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::ptr;
 use std::sync::Arc;
+
+use libc::iovec;
 
 use crate::backend::{
     Arming, Backend, BlockingFile, Completion, INTERRUPTED_TRIES_MAX, Submission, take_at_most,
@@ -19,7 +22,7 @@ use crate::blocking::Blocking;
 use crate::engine::{self, Engine};
 use crate::error::SetupError;
 use crate::notifier::Notifier;
-use crate::op::{Durability, Opcode, Table};
+use crate::op::{Durability, Op, Opcode, Table};
 use abi::{IoEvent, Iocb};
 use ring::Ring;
 
@@ -53,8 +56,8 @@ pub(crate) struct LinuxAio {
     /// One control block per slot, what never changes filled in. The kernel copies it in
     /// io_submit, but for the address.
     iocbs: Box<[Iocb]>,
-    /// Addresses for one io_submit, capacity fixed at the depth.
-    batch: Vec<*mut Iocb>,
+    /// Addresses for one io_submit, as many as slots.
+    batch: Box<[*mut Iocb]>,
     /// Until the kernel or the file has refused `IOCB_CMD_FDSYNC` once.
     fdsync: bool,
     armed: bool,
@@ -111,7 +114,7 @@ impl LinuxAio {
             blocking: Arc::new(blocking),
             notifier,
             iocbs: iocbs.collect(),
-            batch: Vec::with_capacity(usize::from(depth)),
+            batch: vec![ptr::null_mut(); usize::from(depth)].into_boxed_slice(),
             fdsync: true,
             armed: true,
             inline: 0,
@@ -125,50 +128,6 @@ impl LinuxAio {
         self.ring.is_some()
     }
 
-    /// Fills in a slot's control block, but for what never changes. False: not an operation of
-    /// Linux AIO.
-    #[inline]
-    fn fill(&mut self, slot: u16, table: &Table, flags: u32) -> bool {
-        let op = table.op(slot);
-        let iocb = &mut self.iocbs[usize::from(slot)];
-        iocb.flags = flags;
-        iocb.rw_flags = 0;
-        let (single, vectored) = match op.opcode {
-            Opcode::Fdatasync if self.fdsync => {
-                iocb.opcode = abi::CMD_FDSYNC;
-                // Where it is always known to complete later: never silent.
-                iocb.flags = abi::FLAG_RESFD;
-                // Everything else must be zero.
-                (iocb.buf, iocb.nbytes, iocb.offset) = (0, 0, 0);
-                return true;
-            }
-            Opcode::Fdatasync | Opcode::Discard | Opcode::WriteZeroes(..) => return false,
-            Opcode::Read => (abi::CMD_PREAD, abi::CMD_PREADV),
-            Opcode::Write(durability) => {
-                if durability == Durability::WriteThrough {
-                    iocb.rw_flags = abi::RWF_DSYNC;
-                }
-                (abi::CMD_PWRITE, abi::CMD_PWRITEV)
-            }
-        };
-        // The end of the operation is at most i64::MAX (`Table::prepare_transfer`).
-        iocb.offset = op.offset.cast_signed();
-        match table.segments(slot) {
-            // Saves the kernel copying and checking a vector.
-            [segment] => {
-                iocb.opcode = single;
-                iocb.buf = segment.iov_base.expose_provenance() as u64;
-                iocb.nbytes = segment.iov_len as u64;
-            }
-            segments => {
-                iocb.opcode = vectored;
-                iocb.buf = segments.as_ptr().expose_provenance() as u64;
-                iocb.nbytes = segments.len() as u64;
-            }
-        }
-        true
-    }
-
     /// Whether operations submitted now need not signal: nobody waits for a signal, and they are
     /// expected to have completed before the submit call returns.
     #[inline]
@@ -180,13 +139,13 @@ impl LinuxAio {
     #[inline]
     fn accepted(&mut self, taken: usize, flags: u32) {
         self.in_flight += taken;
+        if self.armed {
+            return;
+        }
         if flags == 0 {
-            let batch = &self.batch[..taken];
+            let batch = self.batch[..taken].iter();
             // SAFETY: addresses of control blocks in `iocbs`, to which no reference exists here.
-            self.silent += batch
-                .iter()
-                .filter(|&&iocb| unsafe { (*iocb).flags } == 0)
-                .count();
+            self.silent += batch.filter(|&&iocb| unsafe { (*iocb).flags } == 0).count();
         }
         let completed = self.ring.as_ref().map_or(0, Ring::len);
         self.inline = if completed >= self.in_flight {
@@ -275,32 +234,36 @@ impl Backend for LinuxAio {
         } else {
             abi::FLAG_RESFD
         };
-        self.batch.clear();
         let mut filled = 0;
+        let slab = self.iocbs.len();
+        let iocbs = self.iocbs.as_mut_ptr();
         for &slot in slots {
-            if !self.fill(slot, table, flags) {
+            let (op, segments) = table.parts(slot);
+            if op.opcode == Opcode::Fdatasync && !self.fdsync {
                 break;
             }
+            assert!(usize::from(slot) < slab, "slot out of range");
+            // SAFETY: just checked to be in range.
+            let iocb = unsafe { iocbs.add(usize::from(slot)) };
+            // SAFETY: in range, and no other reference to the control blocks exists here.
+            if !fill(unsafe { &mut *iocb }, op, segments, flags) {
+                break;
+            }
+            // Not more than there are slots.
+            self.batch[filled] = iocb;
             filled += 1;
         }
-        // After the last reference to a control block, which would end what these may do.
-        let iocbs = self.iocbs.as_mut_ptr();
-        for &slot in &slots[..filled] {
-            // SAFETY: `fill` has found the slot to be in range.
-            self.batch.push(unsafe { iocbs.add(usize::from(slot)) });
-        }
-        let first = match slots.first() {
-            None => {
-                return Submission::Accepted {
-                    taken: 0,
-                    backlog: 0,
-                };
-            }
-            Some(_) if self.batch.is_empty() => return Submission::Unsupported,
-            Some(&slot) => table.op(slot).opcode,
+        let Some(&first) = slots.first() else {
+            return Submission::Accepted {
+                taken: 0,
+                backlog: 0,
+            };
         };
+        if filled == 0 {
+            return Submission::Unsupported;
+        }
         for _ in 0..INTERRUPTED_TRIES_MAX {
-            let submitted = take_at_most(self.batch.len()).and_then(|count| {
+            let submitted = take_at_most(filled).and_then(|count| {
                 // SAFETY: `batch` holds addresses of control blocks of this context that stay in
                 // place; the segments they name are in `table`, where they stay until the slot
                 // comes back; the memory those name is kept by the slot's owner, which the queue
@@ -316,14 +279,16 @@ impl Backend for LinuxAio {
             match submitted {
                 Ok(0) => return Submission::Again,
                 Ok(taken) => {
-                    let taken = taken.min(self.batch.len());
+                    let taken = taken.min(filled);
                     self.accepted(taken, flags);
                     return Submission::Accepted { taken, backlog: 0 };
                 }
                 Err(libc::EINTR) => {}
                 Err(libc::EAGAIN) => return Submission::Again,
                 // Before Linux 4.18, or a file that has no fsync.
-                Err(libc::EINVAL | libc::EOPNOTSUPP) if first == Opcode::Fdatasync => {
+                Err(libc::EINVAL | libc::EOPNOTSUPP)
+                    if table.op(first).opcode == Opcode::Fdatasync =>
+                {
                     self.fdsync = false;
                     return Submission::Unsupported;
                 }
@@ -391,4 +356,45 @@ impl Drop for LinuxAio {
         // Does nothing unless setting up the queue failed half-way.
         self.quiesce();
     }
+}
+
+/// Fills in a control block, but for what never changes. False: not an operation of Linux AIO.
+#[inline]
+fn fill(iocb: &mut Iocb, op: &Op, segments: &[iovec], flags: u32) -> bool {
+    iocb.flags = flags;
+    iocb.rw_flags = 0;
+    let (single, vectored) = match op.opcode {
+        Opcode::Read => (abi::CMD_PREAD, abi::CMD_PREADV),
+        Opcode::Write(durability) => {
+            if durability == Durability::WriteThrough {
+                iocb.rw_flags = abi::RWF_DSYNC;
+            }
+            (abi::CMD_PWRITE, abi::CMD_PWRITEV)
+        }
+        Opcode::Fdatasync => {
+            iocb.opcode = abi::CMD_FDSYNC;
+            // It always completes later, so it is never silent.
+            iocb.flags = abi::FLAG_RESFD;
+            // Everything else must be zero.
+            (iocb.buf, iocb.nbytes, iocb.offset) = (0, 0, 0);
+            return true;
+        }
+        Opcode::Discard | Opcode::WriteZeroes(..) => return false,
+    };
+    // The end of the operation is at most i64::MAX (`Table::prepare_transfer`).
+    iocb.offset = op.offset.cast_signed();
+    match segments {
+        // Saves the kernel copying and checking a vector, and may not be where the kernel finds it.
+        [segment] => {
+            iocb.opcode = single;
+            iocb.buf = segment.iov_base.expose_provenance() as u64;
+            iocb.nbytes = segment.iov_len as u64;
+        }
+        _ => {
+            iocb.opcode = vectored;
+            iocb.buf = segments.as_ptr().expose_provenance() as u64;
+            iocb.nbytes = segments.len() as u64;
+        }
+    }
+    true
 }

@@ -33,9 +33,9 @@ impl Backend for Null {
 
     fn submit(&mut self, slots: &[u16], table: &Table) -> Submission {
         for &slot in slots {
-            let op = table.op(slot);
+            let (op, segments) = table.parts(slot);
             if op.opcode == Opcode::Read {
-                for segment in table.segments(slot) {
+                for segment in segments {
                     // SAFETY: the queue's caller promised that the segments of a read are valid
                     // for writes until its owner came back.
                     unsafe { zero(segment.iov_base.cast(), segment.iov_len) };

@@ -1,8 +1,13 @@
 //! The operations in the slots.
 
+// UNSAFETY: an operation holds an address, and says that it may go to a worker thread.
+#![expect(unsafe_code)]
+
+use std::slice;
+
 use libc::iovec;
 
-use crate::segments::{FillError, Segments};
+use crate::segments::{FillError, Filled, NO_SEGMENT, Segments};
 
 /// When a write counts as complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +52,7 @@ pub(crate) struct Op {
     pub(crate) opcode: Opcode,
     /// Transient errors since the last progress.
     pub(crate) retries: u8,
-    /// The slot's iovecs that are left: the first, and how many.
+    /// The iovecs that are left, how many and, if they are in the slot's storage, the first.
     pub(crate) first: u16,
     pub(crate) count: u16,
     /// Where the remainder starts in the file.
@@ -56,18 +61,31 @@ pub(crate) struct Op {
     pub(crate) remaining: u64,
     /// Bytes moved.
     pub(crate) done: u64,
+    /// The only segment if `first` is [`SINGLE`]: most operations have one, and then neither queueing nor
+    /// submitting touches the slot's storage.
+    single: iovec,
 }
 
+/// [`Op::first`] of an operation whose only segment is with it.
+const SINGLE: u16 = u16::MAX;
+
+// A cache line for each operation.
+const _: () = assert!(size_of::<Op>() <= 64);
+
+// SAFETY: the segment's address is a number to this crate; the memory is the owner's.
+unsafe impl Send for Op {}
+
 impl Op {
-    const fn new(opcode: Opcode, offset: u64, count: u16, remaining: u64) -> Self {
+    const fn new(opcode: Opcode, offset: u64, remaining: u64) -> Self {
         Self {
             opcode,
             retries: 0,
-            first: 0,
-            count,
+            first: SINGLE,
+            count: 0,
             offset,
             remaining,
             done: 0,
+            single: NO_SEGMENT,
         }
     }
 }
@@ -88,7 +106,7 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(depth: u16, segments: Segments) -> Self {
-        let idle = Op::new(Opcode::Fdatasync, 0, 0, 0);
+        let idle = Op::new(Opcode::Fdatasync, 0, 0);
         Self {
             ops: vec![idle; usize::from(depth)].into_boxed_slice(),
             segments,
@@ -99,6 +117,7 @@ impl Table {
         self.segments.per_slot()
     }
 
+    #[inline]
     pub(crate) fn op(&self, slot: u16) -> &Op {
         &self.ops[usize::from(slot)]
     }
@@ -109,17 +128,31 @@ impl Table {
         self.ops.get(usize::from(slot))
     }
 
+    #[inline]
     pub(crate) fn op_mut(&mut self, slot: u16) -> &mut Op {
         &mut self.ops[usize::from(slot)]
     }
 
-    /// What is left of the operation's segments.
-    pub(crate) fn segments(&self, slot: u16) -> &[iovec] {
+    /// The operation, and what is left of its segments. A single one may be with the
+    /// operation, where the kernel does not find it: it is for the caller to take apart.
+    #[inline]
+    pub(crate) fn parts(&self, slot: u16) -> (&Op, &[iovec]) {
         let op = self.op(slot);
-        self.segments.get(slot, op.first, op.count)
+        let segments = match op.first {
+            SINGLE => &slice::from_ref(&op.single)[..usize::from(op.count.min(1))],
+            first => self.segments.get(slot, first, op.count),
+        };
+        (op, segments)
+    }
+
+    /// What is left of the operation's segments.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn segments(&self, slot: u16) -> &[iovec] {
+        self.parts(slot).1
     }
 
     /// Puts a read or write into a free slot.
+    #[inline]
     pub(crate) fn prepare_transfer(
         &mut self,
         slot: u16,
@@ -127,7 +160,11 @@ impl Table {
         offset: u64,
         segments: impl IntoIterator<Item = iovec>,
     ) -> Result<(), PrepareError> {
-        let (count, total) = self
+        let Filled {
+            count,
+            total,
+            single,
+        } = self
             .segments
             .fill(slot, segments)
             .map_err(|error| match error {
@@ -139,7 +176,12 @@ impl Table {
             .checked_add(total)
             .filter(|&end| i64::try_from(end).is_ok())
             .ok_or(PrepareError::OffsetTooLarge)?;
-        *self.op_mut(slot) = Op::new(opcode, offset, count, total);
+        *self.op_mut(slot) = Op {
+            count,
+            first: if count > 1 { 0 } else { SINGLE },
+            single,
+            ..Op::new(opcode, offset, total)
+        };
         Ok(())
     }
 
@@ -155,7 +197,7 @@ impl Table {
             .checked_add(len)
             .filter(|&end| i64::try_from(end).is_ok())
             .ok_or(PrepareError::OffsetTooLarge)?;
-        *self.op_mut(slot) = Op::new(opcode, offset, 0, len);
+        *self.op_mut(slot) = Op::new(opcode, offset, len);
         Ok(())
     }
 
@@ -163,7 +205,15 @@ impl Table {
     pub(crate) fn advance(&mut self, slot: u16, bytes: u64) {
         let op = &mut self.ops[usize::from(slot)];
         debug_assert!(bytes <= op.remaining);
-        (op.first, op.count) = self.segments.advance(slot, op.first, op.count, bytes);
+        if op.first == SINGLE {
+            // Less than `remaining`, which is its length, or all of it.
+            let part =
+                usize::try_from(bytes).map_or(op.single.iov_len, |n| n.min(op.single.iov_len));
+            op.single.iov_base = op.single.iov_base.wrapping_byte_add(part);
+            op.single.iov_len -= part;
+        } else {
+            (op.first, op.count) = self.segments.advance(slot, op.first, op.count, bytes);
+        }
         op.offset += bytes;
         op.remaining -= bytes;
         op.done += bytes;

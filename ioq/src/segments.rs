@@ -23,7 +23,24 @@ pub(crate) enum FillError {
     TooLong,
 }
 
-/// The iovecs of every slot.
+/// What [`Segments::fill`] has made of an operation's segments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filled {
+    /// How many there are.
+    pub(crate) count: u16,
+    /// Their bytes, at most 2⁶³ − 1.
+    pub(crate) total: u64,
+    /// The segment, if there is one only: it is not in the slot.
+    pub(crate) single: iovec,
+}
+
+/// Of no memory.
+pub(crate) const NO_SEGMENT: iovec = iovec {
+    iov_base: ptr::null_mut(),
+    iov_len: 0,
+};
+
+/// The iovecs of every slot that has more than one.
 ///
 /// The distance between two slots is an *odd* number of cache lines: with a power of two, such as
 /// the 4 KiB of 256 iovecs, the first lines of all slots would share one set of the L1 cache (64
@@ -109,35 +126,58 @@ impl Segments {
     }
 
     /// Copies `segments` into the slot, joining neighbours that touch in host memory and
-    /// dropping empty ones. Returns their count and total length in bytes.
+    /// dropping empty ones. A single one does not go to the slot's storage: it is in the result.
+    #[inline]
     pub(crate) fn fill(
         &mut self,
         slot: u16,
         segments: impl IntoIterator<Item = iovec>,
-    ) -> Result<(u16, u64), FillError> {
-        let region = self.get_mut(slot);
-        let mut count = 0usize;
+    ) -> Result<Filled, FillError> {
+        let mut last = NO_SEGMENT;
+        // Segments before `last`, all of them in the slot.
+        let mut before = 0u16;
         let mut total = 0u64;
         for segment in segments {
             if segment.iov_len == 0 {
                 continue;
             }
-            total = u64::try_from(segment.iov_len)
+            // The sum of two that are at most i64::MAX fits.
+            total = i64::try_from(segment.iov_len)
                 .ok()
-                .and_then(|len| total.checked_add(len))
+                .map(|len| total + len.cast_unsigned())
                 .filter(|&sum| i64::try_from(sum).is_ok())
                 .ok_or(FillError::TooLong)?;
-            if let Some(last) = count.checked_sub(1).map(|last| &mut region[last])
-                && last.iov_base.addr().checked_add(last.iov_len) == Some(segment.iov_base.addr())
+            if last.iov_len == 0 {
+                last = segment;
+            } else if last.iov_base.addr().checked_add(last.iov_len)
+                == Some(segment.iov_base.addr())
             {
                 last.iov_len += segment.iov_len;
-                continue;
+            } else {
+                self.put(slot, before, last)?;
+                before += 1;
+                last = segment;
             }
-            *region.get_mut(count).ok_or(FillError::TooMany)? = segment;
-            count += 1;
         }
-        // `count` is at most `per_slot`, a u16.
-        Ok((u16::try_from(count).map_err(|_| FillError::TooMany)?, total))
+        if before == 0 {
+            return Ok(Filled {
+                count: u16::from(last.iov_len > 0),
+                total,
+                single: last,
+            });
+        }
+        self.put(slot, before, last)?;
+        Ok(Filled {
+            count: before + 1,
+            total,
+            single: NO_SEGMENT,
+        })
+    }
+
+    fn put(&mut self, slot: u16, at: u16, segment: iovec) -> Result<(), FillError> {
+        let to = self.get_mut(slot).get_mut(usize::from(at));
+        *to.ok_or(FillError::TooMany)? = segment;
+        Ok(())
     }
 
     /// Drops `bytes` from the front of the slot's iovecs `first..first + count`, and returns the
@@ -232,23 +272,33 @@ mod tests {
             iov(0x1010, 16),
             iov(0x5000, 8),
         ];
-        assert_eq!(segments.fill(1, input), Ok((2, 40)));
+        let filled = segments.fill(1, input).unwrap();
+        assert_eq!((filled.count, filled.total), (2, 40));
         assert_eq!(pairs(segments.get(1, 0, 2)), [(0x1000, 32), (0x5000, 8)]);
+        let filled = segments.fill(1, [iov(0x9000, 0), iov(0x1000, 8), iov(0x1008, 8)]);
+        let filled = filled.unwrap();
+        assert_eq!((filled.count, filled.total), (1, 16));
+        assert_eq!(pairs(&[filled.single]), [(0x1000, 16)]);
+        assert_eq!(segments.fill(1, []).unwrap().count, 0);
     }
 
     #[test]
     fn too_many_or_too_long_is_refused() {
         let mut segments = Segments::new(1, 2).unwrap();
         let apart = [iov(0x1000, 16), iov(0x3000, 16), iov(0x5000, 16)];
-        assert_eq!(segments.fill(0, apart), Err(FillError::TooMany));
-        let huge = [iov(0x1000, usize::MAX / 2), iov(0x1, 1)];
-        assert_eq!(segments.fill(0, huge), Err(FillError::TooLong));
+        assert_eq!(segments.fill(0, apart).unwrap_err(), FillError::TooMany);
+        for huge in [
+            [iov(0x1000, usize::MAX / 2), iov(0x1, 1)],
+            [iov(0x1000, 1), iov(0x1, usize::MAX)],
+        ] {
+            assert_eq!(segments.fill(0, huge).unwrap_err(), FillError::TooLong);
+        }
     }
 
     proptest! {
         #[test]
         fn advance_leaves_the_bytes_a_naive_walk_leaves(
-            lens in prop::collection::vec(1usize..20, 1..8),
+            lens in prop::collection::vec(1usize..20, 2..8),
             cuts in prop::collection::vec(0u64..25, 0..8),
         ) {
             let mut segments = Segments::new(1, 8).unwrap();
@@ -256,7 +306,7 @@ mod tests {
                 lens.iter().enumerate().map(|(i, &len)| iov((i + 1) * 0x1000, len)).collect();
             let mut naive: Vec<usize> =
                 input.iter().flat_map(|s| s.iov_base.addr()..s.iov_base.addr() + s.iov_len).collect();
-            let (mut count, _) = segments.fill(0, input).unwrap();
+            let mut count = segments.fill(0, input).unwrap().count;
             let mut first = 0;
             for cut in cuts {
                 (first, count) = segments.advance(0, first, count, cut);

@@ -327,9 +327,9 @@ impl Drop for Uring {
 /// The entry for a slot, or `None` for what io_uring would only hand to a kernel thread.
 #[inline]
 fn entry(slot: u16, table: &Table) -> Option<squeue::Entry> {
-    let op = table.op(slot);
+    let (op, segments) = table.parts(slot);
     let entry = match op.opcode {
-        Opcode::Read => match table.segments(slot) {
+        Opcode::Read => match segments {
             // Saves the kernel copying and checking a vector.
             [segment] => opcode::Read::new(FILE, segment.iov_base.cast(), bytes(segment.iov_len))
                 .offset(op.offset)
@@ -343,7 +343,7 @@ fn entry(slot: u16, table: &Table) -> Option<squeue::Entry> {
                 Durability::WriteBack => 0,
                 Durability::WriteThrough => libc::RWF_DSYNC,
             };
-            match table.segments(slot) {
+            match segments {
                 [segment] => {
                     opcode::Write::new(FILE, segment.iov_base.cast(), bytes(segment.iov_len))
                         .offset(op.offset)

@@ -18,9 +18,10 @@ const SYSTEM_CALL_UNITS: u64 = 3_200;
 const ALLOCATION_UNITS: u64 = 100_000;
 
 /// System calls listed by name; the rest are summed.
-const NAMES: [(libc::c_long, &str); 6] = [
+const NAMES: [(libc::c_long, &str); 7] = [
     (libc::SYS_io_submit, "io_submit"),
     (libc::SYS_io_getevents, "io_getevents"),
+    (libc::SYS_io_uring_enter, "io_uring_enter"),
     (libc::SYS_read, "read"),
     (libc::SYS_write, "write"),
     (libc::SYS_epoll_wait, "epoll_wait"),

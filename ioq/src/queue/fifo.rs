@@ -47,14 +47,19 @@ impl Fifo {
         }
     }
 
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        self.slots.clear();
+        self.head = 0;
+    }
+
     /// Drops the `count` oldest.
     #[inline]
     pub(super) fn drop_front(&mut self, count: usize) {
         self.head += count;
         debug_assert!(self.head <= self.slots.len());
         if self.head >= self.slots.len() {
-            self.slots.clear();
-            self.head = 0;
+            self.clear();
         }
     }
 }

@@ -12,18 +12,45 @@ impl<O> IoQueue<O> {
     /// Loses nothing: what the kernel has no room for stays parked, in order, and is tried again
     /// by the next `submit` or by a [`IoQueue::reap`] that found completions. What the kernel
     /// refuses fails alone, delivered by `reap` like any other error. Never calls back.
+    #[inline]
     pub fn submit(&mut self) -> SubmitReport {
-        self.committed = self.pending.len();
-        self.flush()
+        let count = self.pending.len();
+        self.committed = count;
+        if count == 0 {
+            return self.flush(None);
+        }
+        // Nearly always everything is taken, and nothing else need be looked at.
+        let answer = self.backend.submit(self.pending.as_slice(), &self.table);
+        let all = Submission::Accepted {
+            taken: count,
+            backlog: 0,
+        };
+        if answer != all || self.backlog > 0 {
+            return self.flush(Some(answer));
+        }
+        self.pending.clear();
+        self.committed = 0;
+        self.in_engine += count;
+        SubmitReport {
+            submitted: count,
+            ..SubmitReport::default()
+        }
     }
 
-    fn flush(&mut self) -> SubmitReport {
+    /// Acts on the engine's `answer` to all that is committed, then hands over what is left.
+    #[inline(never)]
+    fn flush(&mut self, answer: Option<Submission>) -> SubmitReport {
         let mut report = SubmitReport::default();
-        if self.committed == 0 && self.backlog > 0 {
-            self.hand_over(0, &mut report);
-        }
+        let mut go_on = match answer {
+            Some(answer) => self.act_on(answer, &mut report),
+            None => self.committed > 0 || self.backlog > 0,
+        };
         // Every round takes at least one operation from `pending` or is the last.
-        while self.committed > 0 && self.hand_over(self.committed, &mut report) {}
+        while go_on {
+            let batch = &self.pending.as_slice()[..self.committed];
+            let answer = self.backend.submit(batch, &self.table);
+            go_on = self.act_on(answer, &mut report);
+        }
         report.parked = self.committed + self.backlog;
         if report.refused > 0
             && let Some(notifier) = self.backend.notifier()
@@ -34,27 +61,25 @@ impl<O> IoQueue<O> {
         report
     }
 
-    /// Gives the engine the first `count` of what is pending. Whether to go on with what is left.
-    #[inline]
-    fn hand_over(&mut self, count: usize, report: &mut SubmitReport) -> bool {
-        let batch = &self.pending.as_slice()[..count];
-        match self.backend.submit(batch, &self.table) {
+    /// Whether to go on with what is left.
+    fn act_on(&mut self, answer: Submission, report: &mut SubmitReport) -> bool {
+        match answer {
             Submission::Accepted { taken, backlog } => {
-                let taken = taken.min(count);
+                let taken = taken.min(self.committed);
                 // What was in the backlog and is not any more counts now.
                 report.submitted += (taken + self.backlog).saturating_sub(backlog);
                 self.backlog = backlog;
                 self.pending.drop_front(taken);
                 self.committed -= taken;
                 self.in_engine += taken;
-                taken > 0 && backlog == 0
+                taken > 0 && backlog == 0 && self.committed > 0
             }
             Submission::Again => false,
             Submission::Refused(errno) => {
                 if let Some(slot) = self.take_pending() {
                     self.refuse(slot, errno, report);
                 }
-                true
+                self.committed > 0
             }
             Submission::Unsupported => {
                 if let Some(slot) = self.take_pending() {
@@ -63,7 +88,7 @@ impl<O> IoQueue<O> {
                         Err(errno) => self.refuse(slot, errno, report),
                     }
                 }
-                true
+                self.committed > 0
             }
         }
     }
@@ -71,7 +96,7 @@ impl<O> IoQueue<O> {
     fn take_pending(&mut self) -> Option<u16> {
         let slot = self.pending.as_slice().first().copied();
         if slot.is_some() {
-            self.committed -= 1;
+            self.committed = self.committed.saturating_sub(1);
             self.pending.drop_front(1);
         }
         slot
@@ -147,7 +172,7 @@ impl<O> IoQueue<O> {
         if self.committed + self.backlog > 0
             && (resubmit || delivered > 0 || self.in_engine == self.backlog)
         {
-            self.flush();
+            self.flush(None);
         }
         delivered
     }
