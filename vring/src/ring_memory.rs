@@ -179,6 +179,12 @@ impl<'a> AlignedTable<'a> {
         })
     }
 
+    /// The number of entries.
+    #[inline]
+    pub(crate) const fn entries(&self) -> u16 {
+        self.entries
+    }
+
     /// Reads entry `index` once, or `None` past the end.
     #[inline]
     pub(crate) fn read(&self, index: u16) -> Option<[u64; 2]> {

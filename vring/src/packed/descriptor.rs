@@ -47,14 +47,14 @@ impl Tail {
     /// AVAIL equals it and USED does not (virtio 1.3 §2.8.1).
     #[inline]
     pub(crate) const fn is_available(self, wrap: bool) -> bool {
-        (self.flags & F_AVAIL != 0) == wrap && (self.flags & F_USED != 0) != wrap
+        self.flags & (F_AVAIL | F_USED) == available_flags(wrap)
     }
 
     /// Whether the device has used the descriptor in the pass with this wrap counter: both equal
     /// it (virtio 1.3 §2.8.1).
     #[inline]
     pub(crate) const fn is_used(self, wrap: bool) -> bool {
-        (self.flags & F_AVAIL != 0) == wrap && (self.flags & F_USED != 0) == wrap
+        self.flags & (F_AVAIL | F_USED) == used_flags(wrap)
     }
 
     #[inline]

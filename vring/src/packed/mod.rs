@@ -22,7 +22,7 @@ use self::event::EventSuppression;
 use self::outstanding::Outstanding;
 use self::position::{distance, from_position, to_position, wrap};
 use self::rings::PackedRings;
-use self::walk::{Walked, walk};
+use self::walk::{Broken, Walked, walk};
 use crate::base::RingBase;
 use crate::chain::Chain;
 use crate::config::{QueueConfig, QueueSize, RingAddresses, RingFeatures, StartError};
@@ -206,37 +206,26 @@ impl<M: GuestMemoryBackend> PackedQueue<M> {
         // not got back, so none of this chain can be among them.
         let limit = size.saturating_sub(self.next_avail.wrapping_sub(self.used));
         let indirect_desc = self.features.indirect_desc;
-        let Some(walked) = walk(
+        let walked = walk(
             &self.rings,
             indirect_desc,
             self.next_avail,
             first,
             limit,
             chain,
-        ) else {
-            chain.clear();
-            return self.ring_fault(RingFault::ChainOverrun { limit });
+        );
+        let Walked { descriptors, id } = match walked {
+            Ok(walked) => walked,
+            Err(broken) => return self.broken(broken, limit, chain),
         };
-        let Walked {
-            descriptors,
-            id,
-            outcome,
-        } = walked;
         let Ok(slot) = self.outstanding.insert(id, descriptors) else {
-            chain.clear();
-            return self.ring_fault(RingFault::BufferIdInFlight { id });
+            return self.same_id(id, chain);
         };
-        self.next_avail = self.next_avail.wrapping_add(descriptors);
-        self.latest = Some(slot);
-        let sound = outcome.is_ok();
+        self.take(slot, descriptors);
         if self.in_order.is_some() {
-            self.arrive_in_order(slot, sound.then_some(chain.writable_len()));
+            self.arrive_in_order(slot, Some(chain.writable_len()));
         }
-        let head = Head::new(slot);
-        match outcome {
-            Ok(()) => Ok(Some(head)),
-            Err(fault) => Err(PopError::Chain { head, fault }),
-        }
+        Ok(Some(Head::new(slot)))
     }
 
     /// Takes back the latest [`pop`](Self::pop), as if it had not happened: for a device that
@@ -461,6 +450,47 @@ impl<M: GuestMemoryBackend> PackedQueue<M> {
                 Err(error)
             }
         }
+    }
+
+    /// The rest of a pop whose chain was taken in.
+    #[inline]
+    const fn take(&mut self, slot: u16, descriptors: u16) {
+        self.next_avail = self.next_avail.wrapping_add(descriptors);
+        self.latest = Some(slot);
+    }
+
+    /// The rest of a pop that found no sound chain.
+    #[cold]
+    fn broken(
+        &mut self,
+        broken: Broken,
+        limit: u16,
+        chain: &mut Chain,
+    ) -> Result<Option<Head>, PopError> {
+        match broken {
+            Broken::Chain { walked, fault } => {
+                let Walked { descriptors, id } = walked;
+                let Ok(slot) = self.outstanding.insert(id, descriptors) else {
+                    return self.same_id(id, chain);
+                };
+                self.take(slot, descriptors);
+                if self.in_order.is_some() {
+                    self.arrive_in_order(slot, None);
+                }
+                let head = Head::new(slot);
+                Err(PopError::Chain { head, fault })
+            }
+            Broken::Endless => {
+                chain.clear();
+                self.ring_fault(RingFault::ChainOverrun { limit })
+            }
+        }
+    }
+
+    #[cold]
+    fn same_id(&mut self, id: u16, chain: &mut Chain) -> Result<Option<Head>, PopError> {
+        chain.clear();
+        self.ring_fault(RingFault::BufferIdInFlight { id })
     }
 
     /// Writes the next used descriptor, for `descriptors` of the ring: all but the first of a

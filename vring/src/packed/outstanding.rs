@@ -1,20 +1,16 @@
 //! The chains the device owns, each in a slot of its own.
 
-use crate::in_flight::InFlight;
-
 /// What a used descriptor needs to know of a chain in flight.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Slot {
-    /// The driver's Buffer ID.
+    /// The driver's Buffer ID. In a free slot, the number of the next free one.
     pub(super) id: u16,
-    /// Descriptors of the ring, which the used position passes; zero in a free slot.
+    /// Descriptors of the ring, which the used position passes. Zero in a free slot.
     pub(super) descriptors: u16,
 }
 
-const FREE: Slot = Slot {
-    id: 0,
-    descriptors: 0,
-};
+/// The number after that of the last free slot: no queue has so many.
+const END: u16 = u16::MAX;
 
 /// Slots for as many chains as there are descriptors.
 ///
@@ -23,11 +19,10 @@ const FREE: Slot = Slot {
 #[derive(Debug)]
 pub(super) struct Outstanding {
     slots: Box<[Slot]>,
-    /// A stack of the free slots, `free_count` deep: the latest freed is warm in the cache.
-    free: Box<[u16]>,
-    free_count: usize,
-    /// The Buffer IDs in `slots`.
-    ids: InFlight,
+    /// The latest freed, which is warm in the cache.
+    first_free: u16,
+    count: u16,
+    ids: IdSet,
 }
 
 /// A chain was not taken in: its Buffer ID is in flight already.
@@ -35,20 +30,22 @@ pub(super) struct Outstanding {
 pub(super) struct SameId;
 
 impl Outstanding {
-    /// Room for `size` chains; the only allocation.
+    /// Room for `size` chains, at most 32768; the only allocation.
     pub(super) fn new(size: u16) -> Self {
+        let next = (1..size).chain([END]);
+        let free = next.map(|id| Slot { id, descriptors: 0 });
         Self {
-            slots: vec![FREE; usize::from(size)].into_boxed_slice(),
-            free: (0..size).rev().collect(),
-            free_count: usize::from(size),
-            ids: InFlight::for_any_id(),
+            slots: free.collect(),
+            first_free: 0,
+            count: 0,
+            ids: IdSet::new(),
         }
     }
 
     /// How many slots are taken.
     #[inline]
     pub(super) const fn count(&self) -> u16 {
-        self.ids.count()
+        self.count
     }
 
     /// Takes a chain of at least one descriptor in.
@@ -58,18 +55,17 @@ impl Outstanding {
     #[inline]
     pub(super) fn insert(&mut self, id: u16, descriptors: u16) -> Result<u16, SameId> {
         debug_assert_ne!(descriptors, 0);
-        let top = self.free_count.wrapping_sub(1);
-        let Some(&number) = self.free.get(top) else {
-            return Err(SameId);
-        };
+        let number = self.first_free;
         let Some(slot) = self.slots.get_mut(usize::from(number)) else {
             return Err(SameId);
         };
         if !self.ids.insert(id) {
             return Err(SameId);
         }
+        self.first_free = slot.id;
         *slot = Slot { id, descriptors };
-        self.free_count = top;
+        // At most the queue size.
+        self.count = self.count.wrapping_add(1);
         Ok(number)
     }
 
@@ -77,15 +73,49 @@ impl Outstanding {
     #[inline]
     pub(super) fn remove(&mut self, number: u16) -> Option<Slot> {
         let slot = self.slots.get_mut(usize::from(number))?;
-        if slot.descriptors == 0 {
+        let chain = *slot;
+        if chain.descriptors == 0 {
             return None;
         }
-        let free = self.free.get_mut(self.free_count)?;
-        *free = number;
-        self.free_count += 1;
-        let taken = std::mem::replace(slot, FREE);
-        self.ids.remove(taken.id);
-        Some(taken)
+        *slot = Slot {
+            id: self.first_free,
+            descriptors: 0,
+        };
+        self.first_free = number;
+        self.count = self.count.wrapping_sub(1);
+        self.ids.remove(chain.id);
+        Some(chain)
+    }
+}
+
+/// A set of Buffer IDs, one bit for each there may be: 8 KiB, of which a driver with small ids, as
+/// they all have, touches the start.
+#[derive(Debug)]
+struct IdSet {
+    /// The length is part of the type, so no index needs a check.
+    words: Box<[u64; 1 << 10]>,
+}
+
+impl IdSet {
+    fn new() -> Self {
+        Self {
+            words: Box::new([0; 1 << 10]),
+        }
+    }
+
+    /// Adds an id; false if it is there already.
+    #[inline]
+    fn insert(&mut self, id: u16) -> bool {
+        let bit = 1u64 << (id % 64);
+        let word = &mut self.words[usize::from(id / 64)];
+        let absent = *word & bit == 0;
+        *word |= bit;
+        absent
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u16) {
+        self.words[usize::from(id / 64)] &= !(1u64 << (id % 64));
     }
 }
 

@@ -32,6 +32,9 @@ pub(crate) struct PackedRings<M> {
     driver_event: Area,
     device_event: Area,
     size: QueueSize,
+    /// The queue size less one, which masks a position: no subtraction that could overflow, and
+    /// so no check, for each.
+    mask: u16,
     descriptor_area: GuestAddress,
     device_area: GuestAddress,
     memory: Arc<M>,
@@ -85,6 +88,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
                 EVENT_SUPPRESSION_ALIGNMENT,
             )?,
             size,
+            mask: size.get() - 1,
             descriptor_area: addresses.descriptor_area,
             device_area: addresses.device_area,
             memory,
@@ -109,21 +113,21 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
         Tail::from_word(tail.load(Ordering::Acquire))
     }
 
-    /// Everything but the address of the descriptor at `index` modulo the queue size, which is
-    /// not the first of its chain. Relaxed: ordered after the first one's flags by the acquire in
-    /// `tail`.
-    #[inline]
-    pub(crate) fn later_tail(&self, index: u16) -> Tail {
-        let [_, tail] = self.halves(index);
-        Tail::from_word(tail.load(Ordering::Relaxed))
-    }
-
     /// The address of the descriptor at `index` modulo the queue size. Relaxed: ordered after the
     /// flags by the acquire in `tail`.
     #[inline]
     pub(crate) fn address(&self, index: u16) -> u64 {
         let [address, _] = self.halves(index);
         u64::from_le(address.load(Ordering::Relaxed))
+    }
+
+    /// The descriptor at `index` modulo the queue size, which is not the first of its chain.
+    /// Relaxed: ordered after the first one's flags by the acquire in `tail`.
+    #[inline]
+    pub(crate) fn later(&self, index: u16) -> (Tail, u64) {
+        let [address, tail] = self.halves(index);
+        let tail = Tail::from_word(tail.load(Ordering::Relaxed));
+        (tail, u64::from_le(address.load(Ordering::Relaxed)))
     }
 
     /// Writes everything but the address of the descriptor at `index` modulo the queue size, to
@@ -207,7 +211,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
     /// `index` modulo the queue size.
     #[inline]
     const fn slot(&self, index: u16) -> usize {
-        (index & (self.size.get() - 1)) as usize
+        (index & self.mask) as usize
     }
 
     /// The descriptor at `index` modulo the queue size.

@@ -9,20 +9,25 @@ use crate::fault::ChainFault;
 use crate::indirect::IndirectTable;
 
 /// A chain whose end was found.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Walked {
     /// Descriptors of the ring that it takes.
     pub(super) descriptors: u16,
     /// The Buffer ID, which is that of its last descriptor (virtio 1.3 §2.8.6).
     pub(super) id: u16,
-    /// What is wrong with it, if something is.
-    pub(super) outcome: Result<(), ChainFault>,
 }
 
-/// Collects the chain that starts at `index` with `first`, which was read already, or `None` if it
-/// does not end within `limit` descriptors.
-///
-/// A broken chain is followed to its end: the ring goes on behind it, and only there is its id.
+/// Why there is no chain.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Broken {
+    /// It breaks a rule.
+    Chain { walked: Walked, fault: ChainFault },
+    /// It does not end within the limit.
+    Endless,
+}
+
+/// Collects the chain that starts at `index` with `first`, which was read already, and that takes
+/// at most `limit` descriptors.
 #[inline]
 pub(super) fn walk<M: GuestMemoryBackend>(
     rings: &PackedRings<M>,
@@ -31,27 +36,29 @@ pub(super) fn walk<M: GuestMemoryBackend>(
     first: Tail,
     limit: u16,
     chain: &mut Chain,
-) -> Option<Walked> {
+) -> Result<Walked, Broken> {
     chain.clear();
     if limit == 0 {
-        return None;
+        return Err(Broken::Endless);
     }
     let address = rings.address(index);
     if first.is_indirect() && !first.has_next() {
-        let outcome = if indirect_desc {
-            walk_table(&**rings.memory(), first, address, chain)
-        } else {
-            Err(ChainFault::IndirectNotNegotiated)
-        };
-        return Some(Walked {
+        let walked = Walked {
             descriptors: 1,
             id: first.id,
-            outcome,
-        });
+        };
+        let fault = if indirect_desc {
+            match walk_table(&**rings.memory(), first, address, chain) {
+                Ok(()) => return Ok(walked),
+                Err(fault) => fault,
+            }
+        } else {
+            ChainFault::IndirectNotNegotiated
+        };
+        return Err(Broken::Chain { walked, fault });
     }
     walk_ring(indirect_desc, first, address, limit, chain, |ahead| {
-        let index = index.wrapping_add(ahead);
-        (rings.later_tail(index), rings.address(index))
+        rings.later(index.wrapping_add(ahead))
     })
 }
 
@@ -62,15 +69,31 @@ fn walk_table<M: GuestMemoryBackend>(
     address: u64,
     chain: &mut Chain,
 ) -> Result<(), ChainFault> {
-    let table = IndirectTable::find(memory, address, tail.len)?;
-    // One after the other: NEXT and INDIRECT in the table, as all flags but WRITE, are reserved
-    // and ignored (§2.8.7), and so is the id.
-    for index in 0..table.entries() {
-        let [address, tail] = table.read(index)?;
-        let tail = Tail::from_word(tail);
-        chain.append(u64::from_le(address), tail.len, tail.is_writable())?;
+    match IndirectTable::find(memory, address, tail.len)? {
+        IndirectTable::Aligned(table) => {
+            for index in 0..table.entries() {
+                // There is an entry below the end.
+                if let Some(words) = table.read(index) {
+                    append_entry(words, chain)?;
+                }
+            }
+        }
+        IndirectTable::Scattered(table) => {
+            for index in 0..table.entries() {
+                append_entry(table.read(index)?, chain)?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Appends the buffer of an entry of an indirect table, which are all part of the chain, one after
+/// the other: NEXT and INDIRECT, as all flags but WRITE, are reserved and ignored, and so is the id
+/// (§2.8.7).
+#[inline]
+fn append_entry([address, tail]: [u64; 2], chain: &mut Chain) -> Result<(), ChainFault> {
+    let tail = Tail::from_word(tail);
+    chain.append(u64::from_le(address), tail.len, tail.is_writable())
 }
 
 /// Appends the buffers of direct descriptors, up to the one without NEXT.
@@ -87,31 +110,55 @@ fn walk_ring(
     limit: u16,
     chain: &mut Chain,
     mut read: impl FnMut(u16) -> (Tail, u64),
-) -> Option<Walked> {
+) -> Result<Walked, Broken> {
     let (mut tail, mut address) = (first, address);
     let mut descriptors = 1;
-    let mut outcome = Ok(());
     loop {
-        if outcome.is_ok() {
-            outcome = if tail.is_indirect() {
-                Err(misplaced(indirect_desc, tail))
-            } else {
-                chain.append(address, tail.len, tail.is_writable())
-            };
+        let appended = if tail.is_indirect() {
+            Err(misplaced(indirect_desc, tail))
+        } else {
+            chain.append(address, tail.len, tail.is_writable())
+        };
+        if let Err(fault) = appended {
+            return skip(fault, tail, descriptors, limit, |ahead| read(ahead).0);
         }
         if !tail.has_next() {
-            return Some(Walked {
+            return Ok(Walked {
                 descriptors,
                 id: tail.id,
-                outcome,
             });
         }
         if descriptors == limit {
-            return None;
+            return Err(Broken::Endless);
         }
         (tail, address) = read(descriptors);
-        descriptors += 1;
+        descriptors = descriptors.wrapping_add(1);
     }
+}
+
+/// Goes on to the end of a chain that is broken: the ring goes on behind it, and only there is its
+/// id.
+#[cold]
+fn skip(
+    fault: ChainFault,
+    tail: Tail,
+    descriptors: u16,
+    limit: u16,
+    mut read: impl FnMut(u16) -> Tail,
+) -> Result<Walked, Broken> {
+    let (mut tail, mut descriptors) = (tail, descriptors);
+    while tail.has_next() {
+        if descriptors == limit {
+            return Err(Broken::Endless);
+        }
+        tail = read(descriptors);
+        descriptors = descriptors.wrapping_add(1);
+    }
+    let walked = Walked {
+        descriptors,
+        id: tail.id,
+    };
+    Err(Broken::Chain { walked, fault })
 }
 
 /// What is wrong with an indirect descriptor that is not alone: one list has descriptors of one

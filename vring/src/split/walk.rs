@@ -1,12 +1,12 @@
 //! From a head to a chain of buffers, in bounded steps, over any table contents.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::GuestMemoryBackend;
 
 use super::descriptor::Descriptor;
 use super::rings::SplitRings;
-use crate::chain::{Chain, MAX_INDIRECT_DESCRIPTORS};
+use crate::chain::Chain;
 use crate::fault::ChainFault;
-use crate::ring_memory::{AlignedTable, DESCRIPTOR_BYTES, DESCRIPTOR_LEN};
+use crate::indirect::IndirectTable;
 
 /// Collects the chain that starts at `head`, which is below the queue size.
 #[inline]
@@ -40,50 +40,20 @@ fn walk_indirect<M: GuestMemoryBackend>(
         return Err(ChainFault::IndirectAndNext);
     }
     let Descriptor { address, len, .. } = descriptor;
-    let entries = table_entries(len)?;
     let unmapped = ChainFault::IndirectTableUnmapped { address, len };
-    let nested = if let Some(table) = AlignedTable::translate(memory, address, entries) {
+    let nested = match IndirectTable::find(memory, address, len)? {
         // `walk_table` asks for no entry past the end, so the error is never taken.
-        walk_table(entries, 0, chain, |index| {
-            table
-                .read(index)
-                .map(Descriptor::from_words)
-                .ok_or(unmapped)
-        })?
-    } else {
-        // A table at an odd address or over two regions: valid and rare. All of it must be
-        // there, not only the entries that happen to be reached (row D15).
-        let table_len = usize::from(entries) * DESCRIPTOR_LEN;
-        let table = GuestAddress(address);
-        if !GuestMemoryBackend::check_range(memory, table, table_len) {
-            return Err(unmapped);
-        }
-        walk_table(entries, 0, chain, |index| {
-            let offset = u64::from(index) * DESCRIPTOR_LEN as u64;
-            let entry = address.checked_add(offset).ok_or(unmapped)?;
-            let mut words = [[0u8; 8]; 2];
-            memory
-                .read_slice(words.as_flattened_mut(), GuestAddress(entry))
-                .map_err(|_| unmapped)?;
-            Ok(Descriptor::from_words(words.map(u64::from_ne_bytes)))
-        })?
+        IndirectTable::Aligned(table) => walk_table(table.entries(), 0, chain, |index| {
+            let words = table.read(index).ok_or(unmapped)?;
+            Ok(Descriptor::from_words(words))
+        })?,
+        IndirectTable::Scattered(table) => walk_table(table.entries(), 0, chain, |index| {
+            table.read(index).map(Descriptor::from_words)
+        })?,
     };
     match nested {
         None => Ok(()),
         Some(_) => Err(ChainFault::IndirectNested),
-    }
-}
-
-/// The number of entries of a table of `len` bytes.
-#[inline]
-fn table_entries(len: u32) -> Result<u16, ChainFault> {
-    if len == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) {
-        return Err(ChainFault::IndirectTableLength { len });
-    }
-    let entries = len / DESCRIPTOR_BYTES;
-    match u16::try_from(entries) {
-        Ok(few) if few <= MAX_INDIRECT_DESCRIPTORS => Ok(few),
-        _ => Err(ChainFault::IndirectTableTooLong { entries }),
     }
 }
 
