@@ -425,7 +425,7 @@ mod tests {
         let powers: Vec<_> = (1..62).map(|bits| ((1_u64 << bits) - 1, 1)).collect();
         for layout in [pairs, powers] {
             let index = SpanIndex::new(spans(0, &layout));
-            assert!(index.entries.len() <= 64 << 10, "{}", index.entries.len());
+            assert!(index.entries.len() <= 36 << 10, "{}", index.entries.len());
             assert!(most_steps(&index.spans) <= STEPS_MAX);
         }
     }

@@ -8,16 +8,24 @@
 //! It serves any [`vm_memory`] user; a device written for `vm_memory`'s traits works with a
 //! [`MemoryMap`] as with `GuestMemoryMmap`.
 //!
+//! Three things make it fit for memory that somebody else owns: it outlives memory that goes away
+//! ([`SigbusGuard`]), it records what is written while a guest is migrated ([`DirtyLog`]), and
+//! lookups take the same time whether a guest has one region or [`MAX_REGIONS`].
+//!
 //! # Design
 //!
 //! ```text
-//!  SET_MEM_TABLE ──> MemoryMap::new ──────┐
+//!  SET_MEM_TABLE ──> map.with_regions ────┐
 //!  ADD_MEM_REG ────> map.with_region ─────┼──> check ──> map ──> MemoryMap' ──> Arc, swapped
 //!  REM_MEM_REG ────> map.without_region ──┘      │ on error: MemoryMap stays
+//!  SET_LOG_BASE ───> map.start_log ───────> one log for all maps made from one another
 //!
-//!  guest address ──────> hint, else search ──> Region ──> VolatileSlice, in one region
-//!        range ────────> get_slices ─────────> one VolatileSlice a region
-//!  front-end address ──> search ─────────────> guest address
+//!  guest address ──────> table ──> Region ──> VolatileSlice, in one region ──> write ──> mark
+//!        range ────────> get_slices ────────> one VolatileSlice a region          log? ──┘
+//!  front-end address ──> table ──> guest address
+//!
+//!  page gone ──> SIGBUS ──> guard: ours? zeroes in its place, region lost ──> lookups: EFAULT
+//!                              └── not ours: the handler there was before
 //! ```
 //!
 //! * **Immutable, replaced as a whole.** A change makes a new map, all or nothing. Users hold an
@@ -28,19 +36,30 @@
 //!   memory. A range that crosses from one to the other is split by
 //!   [`get_slices`](vm_memory::GuestMemoryBackend::get_slices), and refused by
 //!   [`get_slice`](vm_memory::GuestMemoryBackend::get_slice), which has but one slice to give.
-//! * **Lookup.** A binary search over the regions' addresses, kept side by side. With more than
-//!   a few regions the one of the last hit is tried first; that hint is the only word written after
-//!   a map is made, and only when it changes.
+//! * **Lookup.** The address space is divided into buckets, of which each leads to the region that an
+//!   address in it is in, or to the one before; where small regions crowd between large, or far from
+//!   them, into a finer division. Nothing is written, so threads that look up do not meet. A
+//!   layout made to defeat the table is searched, in time bounded by the logarithm of the number of
+//!   regions.
 //! * **Mapping.** Shared, readable and writable, without reserving swap. A mapping starts and ends
 //!   at page boundaries, huge pages' where the file is on `hugetlbfs`; what it holds beside the
 //!   region can not be reached.
-//! * **No unsafe code.** The mapping itself is `vm_memory`'s [`MmapRegion`](vm_memory::MmapRegion).
+//! * **Memory that goes away.** A file truncated by the other side, a pool of huge pages or a file
+//!   system that has no room for a page at its first touch: each is a `SIGBUS`. The guard, which a
+//!   program installs and a library leaves alone, turns it into a lost region.
+//! * **Dirty log.** One bit per page, in memory shared with the front-end or private. While there is
+//!   none, a write pays for one load. A log is put in force and taken away with requests going on:
+//!   who marks is counted, and nothing is freed while counted; the barrier that this takes between a
+//!   write and the look whether there is a log is made by the kernel, when there comes one.
+//! * **Unsafe code** is in three modules: the signal handler (`sigbus::handler`), the place that a log
+//!   is in (`dirty::switch`), and one system call (`barrier`). The mapping itself is `vm_memory`'s
+//!   [`MmapRegion`](vm_memory::MmapRegion). What these share between threads is model-checked with
+//!   loom.
 //!
 //! # Assumptions
 //!
-//! The file is at least as long as the region when it is mapped; this is checked. It must stay so:
-//! whoever else can truncate it can kill this process (`SIGBUS`) when it touches a page that is
-//! gone. The same goes for a `hugetlbfs` pool that is exhausted at the first touch of a page.
+//! The file is at least as long as the region when it is mapped; this is checked. If it may become
+//! shorter, the program must install [`SigbusGuard`], or demand files sealed with `F_SEAL_SHRINK`.
 //!
 //! # Example
 //!
@@ -96,7 +115,7 @@
 //!
 //! # Features
 //!
-//! None. Linux only, on 64-bit hosts.
+//! None. Linux 4.14 or later, on 64-bit hosts.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("hostmem maps all of a guest's memory at once: it takes Linux on a 64-bit host");

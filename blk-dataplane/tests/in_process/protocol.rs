@@ -1,6 +1,8 @@
 //! The vhost-user server and a front-end that plays by the rules.
 
 use std::collections::HashMap;
+use std::io::Read;
+use std::os::fd::AsFd;
 
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
@@ -108,6 +110,32 @@ fn regions_in_any_order_serve_the_same_memory() {
             assert_eq!(queue.run(&Request::get_id(20)).data, SERIAL.as_bytes());
         }
     }
+}
+
+/// As older front-ends do; the descriptor is closed, unused.
+#[test]
+fn m16_descriptor_on_a_removed_region_is_closed_and_the_region_removed() {
+    const REM_MEM_REG: u32 = 38;
+    let served = Served::new(null_device(DISK as u64));
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    front.negotiate(FEATURES);
+    front.set_memory(&[0, 1, 2]);
+    let region = &ram.regions[1];
+    let words = [0, region.guest, region.size, region.user(), region.offset];
+    let body: Vec<u8> = words
+        .iter()
+        .flat_map(|word: &u64| word.to_le_bytes())
+        .collect();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut wire = front.wire();
+    assert!(wire.acknowledged(REM_MEM_REG, &body, &[writer.as_fd()]));
+    drop(writer);
+    // Ends only when the device's end is closed too.
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    assert!(!wire.acknowledged(REM_MEM_REG, &body, &[]), "there still");
+    let mut queue = front.queue(0, 128);
+    assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));
 }
 
 #[test]
