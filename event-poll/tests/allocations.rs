@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use event_poll::{EventNotifier, EventPoll, Token};
+use event_poll::{BusyPoll, EventNotifier, EventPoll, PollSettings, Poller, Timer, Token};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -33,6 +33,52 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Has work every other time.
+struct Queue(bool);
+
+impl Poller for Queue {
+    fn poll(&mut self) -> bool {
+        self.0 = !self.0;
+        self.0
+    }
+
+    fn arm(&mut self) -> bool {
+        true
+    }
+
+    fn disarm(&mut self) {}
+}
+
+#[test]
+fn polling_and_timers_do_not_allocate() {
+    let kick = EventNotifier::new().unwrap();
+    let timer = Timer::new().unwrap();
+    let mut poll = EventPoll::new(4).unwrap();
+    poll.add_polled(&kick, Token(0)).unwrap();
+    poll.add(&timer, Token(1)).unwrap();
+    let mut busy = BusyPoll::new(PollSettings::default());
+    let mut queue = Queue(false);
+
+    let before = ALLOCATIONS.get();
+    assert!(before > 0, "the counter counts");
+    for _ in 0..100 {
+        kick.notify().unwrap();
+        timer.set_once(Duration::ZERO).unwrap();
+        poll.run_polling(&mut busy, &mut [&mut queue], |event| match event.token {
+            Token(0) => {
+                kick.test_and_clear().unwrap();
+                ControlFlow::Continue(())
+            }
+            _ => {
+                timer.test_and_clear().unwrap();
+                ControlFlow::Break(())
+            }
+        })
+        .unwrap();
+    }
+    assert_eq!(ALLOCATIONS.get(), before);
+}
 
 #[test]
 fn waiting_notifying_and_clearing_do_not_allocate() {

@@ -1,0 +1,23 @@
+//! A descriptor closed without being removed, whose number comes again. Alone in its file: a test beside
+//! it could open a file in between.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use event_poll::{EventNotifier, EventPoll, Token};
+
+#[test]
+fn f7_a_number_that_was_closed_without_being_removed_can_be_used_again() {
+    let mut poll = EventPoll::new(2).unwrap();
+    let first = EventNotifier::new().unwrap();
+    let number = first.as_fd().as_raw_fd();
+    poll.add(&first, Token(1)).unwrap();
+    drop(first);
+    let second = EventNotifier::new().unwrap();
+    assert_eq!(second.as_fd().as_raw_fd(), number, "the lowest free one");
+    poll.add(&second, Token(2)).unwrap();
+    second.notify().unwrap();
+    assert_eq!(poll.wait(None).unwrap()[0].token, Token(2));
+    poll.remove(&second).unwrap();
+    assert!(poll.wait(Some(Duration::ZERO)).unwrap().is_empty());
+}
