@@ -1,16 +1,18 @@
-//! Rows N5 and N7 at full speed: one side publishes at the very moment the other one falls
+//! Rows N5 and N7 at full speed, in both formats: one side publishes at the very moment the other one falls
 //! asleep. Each stores, then loads what the other stored; without the full barrier in between
 //! (in any of the four places) a processor may let the load overtake the store, both sides miss
 //! the other's, and nobody ever wakes.
 
+mod either;
 mod rig;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rig::{BUFFERS, EVENT_IDX, PLAIN, Rig, ends, segment};
-use vring::driver::SplitDriver;
-use vring::{Chain, RingFeatures, SplitQueue};
+use either::{BUFFERS, Memory, Rig, all};
+use rig::{ends, segment};
+use vring::driver::Driver;
+use vring::{Chain, Queue, RingFeatures};
 
 /// In a release build on x86 each missing barrier, alone, fails its race. In a debug build the code
 /// between store and load is so slow that it does not show, so fewer rounds will do there: run
@@ -53,8 +55,8 @@ fn wait(steps: u32) {
     }
 }
 
-type Device = SplitQueue<rig::Memory>;
-type Guest = SplitDriver<rig::Memory>;
+type Device = Queue<Memory>;
+type Guest = Driver<Memory>;
 
 /// One kind of race. Each round: the guest prepares, then the device does, then both act at once
 /// and say whether they noticed the other, then the device clears up, then the guest does.
@@ -80,7 +82,7 @@ fn lost_wake_ups(features: RingFeatures, race: Race) -> u32 {
             mut queue,
             mut chain,
             ..
-        } = Rig::new(8, features);
+        } = Rig::new(features);
         queue.should_notify();
         let gate = Gate::default();
         let device_noticed = AtomicBool::new(false);
@@ -132,7 +134,7 @@ fn take(guest: &mut Guest) {
 
 #[test]
 fn n5_completing_while_the_guest_goes_to_sleep_is_noticed_by_one_of_them() {
-    for features in [PLAIN, EVENT_IDX] {
+    for features in all() {
         let lost = lost_wake_ups(
             features,
             Race {
@@ -157,7 +159,7 @@ fn n5_completing_while_the_guest_goes_to_sleep_is_noticed_by_one_of_them() {
 
 #[test]
 fn n7_adding_while_the_device_goes_to_sleep_is_noticed_by_one_of_them() {
-    for features in [PLAIN, EVENT_IDX] {
+    for features in all() {
         let lost = lost_wake_ups(
             features,
             Race {
