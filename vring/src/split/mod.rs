@@ -200,6 +200,14 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         }
         self.next_avail = self.next_avail.wrapping_add(1);
         self.latest = Some(index);
+        // The driver wrote the descriptors, mostly on another processor, and fetching a line from
+        // there takes longer than the rest of a pop. So while this chain is walked the next one's
+        // is on its way. Measured with a driver on another core: a fifth to a quarter less time for
+        // batches of 8 to 128, direct or indirect; a few per cent more where all is in the cache
+        // already. Further ahead than one was no better.
+        if self.next_avail != self.avail_idx {
+            self.rings.prefetch_chain(self.next_avail);
+        }
         let head = Head::new(index);
         match walk(&self.rings, self.features.indirect_desc, index, chain) {
             Ok(()) => {
