@@ -25,15 +25,25 @@ use crate::split::descriptor::{F_INDIRECT, F_NEXT};
 /// Buffer ids there are: any value of the field (virtio 1.3 §2.8.13), so that a test may choose.
 const BUFFER_IDS: usize = 1 << 16;
 
-/// A chain made available and not used yet.
-#[derive(Clone, Copy, Debug, Default)]
+/// The chains made available and not used yet, by buffer id. Zeroes are no such chain, and so many
+/// that only those in use should ever be touched.
 struct Outstanding {
-    /// Its descriptors; 0 if there is no such chain.
-    count: u16,
-    /// How many of them were free: fewer than `count` only where a test overwrote others.
-    taken: u16,
+    /// Descriptors of the chain; 0 if there is none.
+    count: Box<[u16]>,
+    /// How many of them were free: fewer only where a test overwrote others.
+    taken: Box<[u16]>,
     /// The id is one of the driver's own, and free again afterwards.
-    from_list: bool,
+    from_list: Box<[bool]>,
+}
+
+impl Outstanding {
+    fn new() -> Self {
+        Self {
+            count: vec![0; BUFFER_IDS].into_boxed_slice(),
+            taken: vec![0; BUFFER_IDS].into_boxed_slice(),
+            from_list: vec![false; BUFFER_IDS].into_boxed_slice(),
+        }
+    }
 }
 
 /// The guest side of a packed ring. See the [module](super) for what it is for.
@@ -63,8 +73,7 @@ struct Outstanding {
 pub struct PackedDriver<M> {
     rings: PackedRings<M>,
     features: RingFeatures,
-    /// By buffer id.
-    outstanding: Box<[Outstanding]>,
+    outstanding: Outstanding,
     /// Ids below the queue size that are free; the first `free_id_count` count.
     free_ids: Box<[u16]>,
     free_id_count: u16,
@@ -153,7 +162,7 @@ impl<M: GuestMemoryBackend> PackedDriver<M> {
         Ok(Self {
             rings,
             features,
-            outstanding: vec![Outstanding::default(); BUFFER_IDS].into_boxed_slice(),
+            outstanding: Outstanding::new(),
             free_ids: (0..entries).rev().collect(),
             free_id_count: entries,
             free: entries,
@@ -432,11 +441,10 @@ impl<M: GuestMemoryBackend> PackedDriver<M> {
     fn stage(&mut self, id: u16, count: u16, writable: u32, from_list: bool) {
         let taken = count.min(self.free);
         self.free -= taken;
-        self.outstanding[usize::from(id)] = Outstanding {
-            count,
-            taken,
-            from_list,
-        };
+        let chain = usize::from(id);
+        self.outstanding.count[chain] = count;
+        self.outstanding.taken[chain] = taken;
+        self.outstanding.from_list[chain] = from_list;
         if let Some(order) = &mut self.order {
             order.offer(id, writable);
         }
@@ -447,12 +455,10 @@ impl<M: GuestMemoryBackend> PackedDriver<M> {
     /// stands for it, is at `next_used`.
     #[inline]
     fn complete(&mut self, id: u16, len: u32) -> Used {
-        let chain = std::mem::take(&mut self.outstanding[usize::from(id)]);
-        let Outstanding {
-            count,
-            taken,
-            from_list,
-        } = chain;
+        let chain = usize::from(id);
+        let count = std::mem::take(&mut self.outstanding.count[chain]);
+        let taken = std::mem::take(&mut self.outstanding.taken[chain]);
+        let from_list = std::mem::take(&mut self.outstanding.from_list[chain]);
         self.next_used = (self.next_used).advanced(count.max(1), self.rings.size().get());
         self.free += taken;
         if from_list {
