@@ -1,16 +1,15 @@
-//! Rows N5 and N7 at full speed, in both formats: one side publishes at the very moment the other one falls
+//! Rows N5 and N7 at full speed: one side publishes at the very moment the other one falls
 //! asleep. Each stores, then loads what the other stored; without the full barrier in between
-//! (in any of the four places) a processor may let the load overtake the store, both sides miss
+//! (in any of the eight places: two sides, two directions, two formats) a processor may let the load
+//! overtake the store, both sides miss
 //! the other's, and nobody ever wakes.
 
-mod either;
 mod rig;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use either::{BUFFERS, Memory, Rig, all};
-use rig::{ends, segment};
+use rig::{BUFFERS, Rig, all, ends, segment};
 use vring::driver::Driver;
 use vring::{Chain, Queue, RingFeatures};
 
@@ -55,8 +54,8 @@ fn wait(steps: u32) {
     }
 }
 
-type Device = Queue<Memory>;
-type Guest = Driver<Memory>;
+type Device = Queue<rig::Memory>;
+type Guest = Driver<rig::Memory>;
 
 /// One kind of race. Each round: the guest prepares, then the device does, then both act at once
 /// and say whether they noticed the other, then the device clears up, then the guest does.
@@ -82,7 +81,7 @@ fn lost_wake_ups(features: RingFeatures, race: Race) -> u32 {
             mut queue,
             mut chain,
             ..
-        } = Rig::new(features);
+        } = Rig::new(8, features);
         queue.should_notify();
         let gate = Gate::default();
         let device_noticed = AtomicBool::new(false);

@@ -1,15 +1,20 @@
 //! A bounded pass over a queue of either format: it ends, publishes once, and loses no wake-up (rows
 //! N5 to N7, A11).
 
-mod either;
 mod rig;
 
 use std::sync::mpsc;
 
-use either::{Rig, SIZE, all, offer};
-use rig::ends;
+use rig::{PLAIN, Rig, all, both, ends, offer_buffer};
 use vring::driver::{Driver, F_NEXT, RawDescriptor};
 use vring::{Finished, PopError, Queue, RingFault, RingFeatures};
+
+/// Entries of the rings here.
+const SIZE: u16 = 8;
+
+fn rig(features: RingFeatures) -> Rig {
+    Rig::new(u32::from(SIZE), features)
+}
 
 #[test]
 fn a11_a_driver_that_publishes_at_every_pop_does_not_hold_the_device() {
@@ -20,14 +25,14 @@ fn a11_a_driver_that_publishes_at_every_pop_does_not_hold_the_device() {
                 mut queue,
                 mut chain,
                 ..
-            } = Rig::new(features);
-            offer(&mut guest);
+            } = rig(features);
+            offer_buffer(&mut guest);
             let mut served = 0;
             for _ in 0..3 {
                 let mut batch = queue.batch(5);
                 while let Some(head) = batch.pop(&mut chain).unwrap() {
                     // One more for each that is taken: without a limit there is no end.
-                    offer(&mut guest);
+                    offer_buffer(&mut guest);
                     batch.push(head, 0);
                     served += 1;
                 }
@@ -42,10 +47,10 @@ fn a11_a_driver_that_publishes_at_every_pop_does_not_hold_the_device() {
 #[test]
 fn n6_a_driver_that_publishes_when_kicks_are_enabled_does_not_hold_finish() {
     for features in all() {
-        let mut rig = Rig::new(features);
+        let mut rig = rig(features);
         let mut batch = rig.queue.batch(5);
         assert_eq!(batch.pop(&mut rig.chain), Ok(None));
-        offer(&mut rig.guest);
+        offer_buffer(&mut rig.guest);
         assert!(!batch.finish().sleep, "it raced in after the last pop");
         let head = rig.pop_head();
         rig.queue.push(head, 0);
@@ -55,9 +60,9 @@ fn n6_a_driver_that_publishes_when_kicks_are_enabled_does_not_hold_finish() {
 #[test]
 fn one_publication_and_one_decision_for_a_whole_pass() {
     for features in all() {
-        let mut rig = Rig::new(features);
+        let mut rig = rig(features);
         for _ in 0..4 {
-            rig.offer();
+            rig.offer_buffer();
         }
         let mut batch = rig.queue.batch(SIZE);
         while let Some(head) = batch.pop(&mut rig.chain).unwrap() {
@@ -74,7 +79,7 @@ fn one_publication_and_one_decision_for_a_whole_pass() {
             assert!(rig.guest.poll_used().is_some());
         }
         rig.guest.needs_kick(); // the decision on those four
-        rig.offer();
+        rig.offer_buffer();
         assert!(rig.guest.needs_kick(), "asked for by the pass");
         let head = rig.pop_head();
         rig.queue.unpop(head).unwrap();
@@ -82,7 +87,7 @@ fn one_publication_and_one_decision_for_a_whole_pass() {
         let mut batch = rig.queue.batch(SIZE);
         let head = batch.pop(&mut rig.chain).unwrap().unwrap();
         rig.guest.needs_kick();
-        offer(&mut rig.guest);
+        offer_buffer(&mut rig.guest);
         assert!(!rig.guest.needs_kick(), "it is being looked for anyway");
         let other = batch.pop(&mut rig.chain).unwrap().unwrap();
         assert_eq!(batch.pop(&mut rig.chain), Ok(None));
@@ -100,8 +105,8 @@ fn one_publication_and_one_decision_for_a_whole_pass() {
 #[test]
 fn chains_of_an_earlier_pass_are_given_back_in_a_later_one() {
     for features in all() {
-        let mut rig = Rig::new(features);
-        rig.offer();
+        let mut rig = rig(features);
+        rig.offer_buffer();
         let mut batch = rig.queue.batch(SIZE);
         let head = batch.pop(&mut rig.chain).unwrap().unwrap();
         assert_eq!(batch.pop(&mut rig.chain), Ok(None));
@@ -116,11 +121,11 @@ fn chains_of_an_earlier_pass_are_given_back_in_a_later_one() {
 #[test]
 fn a_pass_that_was_dropped_leaves_the_interrupt_to_the_next() {
     for features in all() {
-        let mut rig = Rig::new(features);
+        let mut rig = rig(features);
         rig.guest.enable_interrupts();
         // The first decision is always yes.
         rig.queue.should_notify();
-        rig.offer();
+        rig.offer_buffer();
         let mut batch = rig.queue.batch(SIZE);
         let head = batch.pop(&mut rig.chain).unwrap().unwrap();
         batch.push(head, 0);
@@ -133,12 +138,9 @@ fn a_pass_that_was_dropped_leaves_the_interrupt_to_the_next() {
 
 #[test]
 fn a_ring_fault_ends_the_pass_and_what_was_pushed_is_published() {
-    for packed in [false, true] {
-        let mut rig = Rig::new(RingFeatures {
-            packed,
-            ..RingFeatures::default()
-        });
-        rig.offer();
+    for features in both(PLAIN) {
+        let mut rig = rig(features);
+        rig.offer_buffer();
         let mut batch = rig.queue.batch(SIZE);
         let head = batch.pop(&mut rig.chain).unwrap().unwrap();
         batch.push(head, 0);
@@ -174,11 +176,8 @@ fn a_ring_fault_ends_the_pass_and_what_was_pushed_is_published() {
 
 #[test]
 fn a_broken_chain_counts_towards_the_limit() {
-    for packed in [false, true] {
-        let mut rig = Rig::new(RingFeatures {
-            packed,
-            ..RingFeatures::default()
-        });
+    for features in both(PLAIN) {
+        let mut rig = rig(features);
         let buffer = vring::Segment {
             addr: vm_memory::GuestAddress(u64::MAX),
             len: 2,
@@ -201,8 +200,8 @@ fn a_broken_chain_counts_towards_the_limit() {
 #[test]
 fn a_queue_of_known_format_has_passes_too() {
     for features in all() {
-        let mut rig = Rig::new(features);
-        rig.offer();
+        let mut rig = rig(features);
+        rig.offer_buffer();
         let finished = match &mut rig.queue {
             Queue::Packed(queue) => {
                 let mut batch = queue.batch(1);
@@ -233,7 +232,7 @@ fn n7_no_wake_up_is_lost_between_two_threads_by_passes() {
                 mut queue,
                 mut chain,
                 ..
-            } = Rig::new(features);
+            } = rig(features);
             let (kick, kicked) = mpsc::channel();
             let (interrupt, interrupted) = mpsc::channel();
             let device = std::thread::spawn(move || {

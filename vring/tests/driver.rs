@@ -1,13 +1,14 @@
-//! The guest side as a correct driver.
+//! The guest side as a correct driver: of a split ring, and what holds for both formats. That of a
+//! packed ring has `packed_driver` to itself.
 
 mod rig;
 
 use std::sync::Arc;
 
-use rig::{BUFFERS, END, EVENT_IDX, INDIRECT, PLAIN, Rig, TABLE, memory, segment, size};
+use rig::{BUFFERS, END, EVENT_IDX, INDIRECT, PLAIN, Rig, TABLE, both, memory, segment, size};
 use vm_memory::{Bytes, GuestAddress};
 use vring::driver::{AddError, DriverError, Full, SplitDriver, SplitLayout, Used};
-use vring::{RingArea, SplitQueue, StartError};
+use vring::{Queue, RingArea, StartError};
 
 #[test]
 fn layout_is_aligned_and_does_not_overlap_for_every_size() {
@@ -72,92 +73,102 @@ fn a_new_ring_is_all_zeroes_whatever_was_there() {
 
 #[test]
 fn descriptors_come_back_in_whatever_order_chains_complete() {
-    let mut rig = Rig::new(8, PLAIN);
-    let one = [segment(BUFFERS, 8)];
-    let three = [segment(BUFFERS, 8); 3];
-    rig.guest.add_chain(&three, &[]).unwrap();
-    rig.guest.add_chain(&one, &one).unwrap();
-    rig.guest.add_chain(&[], &three).unwrap();
-    assert_eq!(rig.guest.free(), 0);
-    assert_eq!(
-        rig.guest.add_chain(&one, &[]),
-        Err(Full { needed: 1, free: 0 })
-    );
-    assert_eq!(rig.guest.publish(), 3);
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(8, features);
+        let one = [segment(BUFFERS, 8)];
+        let three = [segment(BUFFERS, 8); 3];
+        rig.guest.add_chain(&three, &[]).unwrap();
+        rig.guest.add_chain(&one, &one).unwrap();
+        rig.guest.add_chain(&[], &three).unwrap();
+        assert_eq!(rig.guest.free(), 0);
+        assert_eq!(
+            rig.guest.add_chain(&one, &[]),
+            Err(Full { needed: 1, free: 0 })
+        );
+        assert_eq!(rig.guest.publish(), 3);
 
-    let mut heads: Vec<_> = std::iter::from_fn(|| rig.pop().unwrap()).collect();
-    heads.swap(0, 2);
-    for (head, expected_free) in heads.into_iter().zip([3, 5, 8]) {
+        let mut heads: Vec<_> = std::iter::from_fn(|| rig.pop().unwrap()).collect();
+        heads.swap(0, 2);
+        for (head, expected_free) in heads.into_iter().zip([3, 5, 8]) {
+            rig.queue.push(head, 0);
+            rig.queue.publish();
+            assert!(rig.guest.poll_used().unwrap().expected);
+            assert_eq!(rig.guest.free(), expected_free);
+        }
+        // All eight make one chain again, whatever order they are linked in now.
+        let eight = [segment(BUFFERS, 8); 8];
+        rig.guest.add_chain(&eight, &[]).unwrap();
+        rig.guest.publish();
+        let head = rig.pop_head();
+        assert_eq!(rig.chain.readable(), eight);
         rig.queue.push(head, 0);
-        rig.queue.publish();
-        assert!(rig.guest.poll_used().unwrap().expected);
-        assert_eq!(rig.guest.free(), expected_free);
     }
-    // All eight make one chain again, whatever order they are linked in now.
-    let eight = [segment(BUFFERS, 8); 8];
-    rig.guest.add_chain(&eight, &[]).unwrap();
-    rig.guest.publish();
-    let head = rig.pop_head();
-    assert_eq!(rig.chain.readable(), eight);
-    rig.queue.push(head, 0);
 }
 
 #[test]
 fn a_chain_too_long_for_the_free_descriptors_leaves_them_alone() {
-    let mut rig = Rig::new(8, PLAIN);
-    assert_eq!(
-        rig.guest.add_chain(&[segment(BUFFERS, 8); 9], &[]),
-        Err(Full { needed: 9, free: 8 })
-    );
-    assert_eq!((rig.guest.free(), rig.guest.publish()), (8, 0));
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(8, features);
+        assert_eq!(
+            rig.guest.add_chain(&[segment(BUFFERS, 8); 9], &[]),
+            Err(Full { needed: 9, free: 8 })
+        );
+        assert_eq!((rig.guest.free(), rig.guest.publish()), (8, 0));
+    }
 }
 
 #[test]
 fn a_chain_of_nothing_is_one_empty_descriptor() {
-    let mut rig = Rig::new(8, INDIRECT);
-    rig.guest.add_chain(&[], &[]).unwrap();
-    rig.guest
-        .add_indirect(GuestAddress(TABLE), &[], &[])
-        .unwrap();
-    rig.guest.publish();
-    for _ in 0..2 {
-        let head = rig.pop_head();
-        assert!(rig.chain.readable().is_empty() && rig.chain.writable().is_empty());
-        rig.queue.push(head, 0);
+    for features in both(INDIRECT) {
+        let mut rig = Rig::new(8, features);
+        rig.guest.add_chain(&[], &[]).unwrap();
+        rig.guest
+            .add_indirect(GuestAddress(TABLE), &[], &[])
+            .unwrap();
+        rig.guest.publish();
+        for _ in 0..2 {
+            let head = rig.pop_head();
+            assert!(rig.chain.readable().is_empty() && rig.chain.writable().is_empty());
+            rig.queue.push(head, 0);
+        }
     }
 }
 
 #[test]
 fn an_indirect_chain_takes_one_descriptor() {
-    let mut rig = Rig::new(8, INDIRECT);
-    let readable = [segment(BUFFERS, 16), segment(BUFFERS + 64, 512)];
-    let writable = [segment(BUFFERS + 1024, 1)];
-    rig.guest
-        .add_indirect(GuestAddress(TABLE), &readable, &writable)
-        .unwrap();
-    assert_eq!(rig.guest.free(), 7);
-    rig.guest.publish();
-    let head = rig.pop_head();
-    assert_eq!(rig.chain.readable(), readable);
-    assert_eq!(rig.chain.writable(), writable);
-    rig.queue.push(head, 1);
-    rig.queue.publish();
-    assert!(rig.guest.poll_used().unwrap().expected);
-    assert_eq!(rig.guest.free(), 8);
+    for features in both(INDIRECT) {
+        let mut rig = Rig::new(8, features);
+        let readable = [segment(BUFFERS, 16), segment(BUFFERS + 64, 512)];
+        let writable = [segment(BUFFERS + 1024, 1)];
+        rig.guest
+            .add_indirect(GuestAddress(TABLE), &readable, &writable)
+            .unwrap();
+        assert_eq!(rig.guest.free(), 7);
+        rig.guest.publish();
+        let head = rig.pop_head();
+        assert_eq!(rig.chain.readable(), readable);
+        assert_eq!(rig.chain.writable(), writable);
+        rig.queue.push(head, 1);
+        rig.queue.publish();
+        assert!(rig.guest.poll_used().unwrap().expected);
+        assert_eq!(rig.guest.free(), 8);
+    }
 }
 
 #[test]
 fn an_indirect_table_outside_memory_is_refused() {
-    let mut rig = Rig::new(8, INDIRECT);
-    assert_eq!(
-        rig.guest
-            .add_indirect(GuestAddress(END - 16), &[segment(BUFFERS, 16); 2], &[]),
-        Err(AddError::Table {
-            address: END - 16,
-            entries: 2
-        })
-    );
-    assert_eq!((rig.guest.free(), rig.guest.publish()), (8, 0));
+    for features in both(INDIRECT) {
+        let mut rig = Rig::new(8, features);
+        assert_eq!(
+            rig.guest
+                .add_indirect(GuestAddress(END - 16), &[segment(BUFFERS, 16); 2], &[]),
+            Err(AddError::Table {
+                address: END - 16,
+                entries: 2
+            })
+        );
+        assert_eq!((rig.guest.free(), rig.guest.publish()), (8, 0));
+    }
 }
 
 #[test]
@@ -166,9 +177,9 @@ fn a_device_that_returns_what_it_was_not_given_is_told_apart() {
     rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
     rig.guest.publish();
     for (position, id) in [(0, 3), (1, 8), (2, u32::MAX), (3, 0), (4, 0)] {
-        rig.guest.write_used_entry(position, id, 1);
+        rig.split().write_used_entry(position, id, 1);
     }
-    rig.guest.set_used_idx(5);
+    rig.split().set_used_idx(5);
     let used: Vec<_> = std::iter::from_fn(|| rig.guest.poll_used()).collect();
     let entry = |id, expected| Used {
         id,
@@ -190,7 +201,7 @@ fn a_device_that_returns_what_it_was_not_given_is_told_apart() {
 
 #[test]
 fn interrupts_are_disabled_until_enabled() {
-    for features in [PLAIN, EVENT_IDX] {
+    for features in [PLAIN, EVENT_IDX].into_iter().flat_map(both) {
         let mut rig = Rig::new(8, features);
         rig.queue.should_notify();
         rig.guest.disable_interrupts();
@@ -215,7 +226,7 @@ fn interrupts_are_disabled_until_enabled() {
 fn one_kick_decision_covers_everything_published_since_the_last() {
     let mut rig = Rig::new(8, EVENT_IDX);
     assert!(!rig.guest.needs_kick(), "nothing was published");
-    rig.guest.set_avail_event(1);
+    rig.split().set_avail_event(1);
     rig.offer_buffer();
     assert!(!rig.guest.needs_kick());
     rig.offer_buffer();
@@ -251,12 +262,14 @@ fn raw_writers_stay_inside_the_ring() {
 
 #[test]
 fn a_device_started_over_a_driven_ring_sees_what_is_published() {
-    let mut rig = Rig::new(8, PLAIN);
-    rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
-    let mut other = SplitQueue::start(Arc::clone(&rig.memory), &rig.config).unwrap();
-    assert!(!other.has_available(), "staged is not published");
-    rig.guest.publish();
-    assert!(other.has_available());
-    let head = other.pop(&mut rig.chain).unwrap().unwrap();
-    other.push(head, 0);
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(8, features);
+        rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
+        let mut other = Queue::start(Arc::clone(&rig.memory), &rig.config).unwrap();
+        assert!(!other.has_available(), "staged is not published");
+        rig.guest.publish();
+        assert!(other.has_available());
+        let head = other.pop(&mut rig.chain).unwrap().unwrap();
+        other.push(head, 0);
+    }
 }

@@ -1,300 +1,191 @@
-//! Rows A: the available ring and the indices.
+//! Rows A that mean the same in a ring of either format. Those about a split ring's indices and
+//! heads are in `split_rings`, what takes their place in a packed ring in `packed_rings`.
 
 mod rig;
 
-use std::sync::Arc;
-
-use rig::{BUFFERS, END, EVENT_IDX, PLAIN, Rig, ends, segment};
-use vring::driver::{F_NEXT, F_WRITE};
-use vring::{RingFault, SplitQueue};
-
-#[test]
-fn a1_available_index_too_far_ahead_is_a_ring_fault() {
-    for avail_idx in [9, 10, 0x8000, 65535] {
-        let mut rig = Rig::new(8, PLAIN);
-        rig.guest.set_avail_idx(avail_idx);
-        assert!(rig.queue.has_available());
-        assert_eq!(
-            rig.ring_fault(),
-            RingFault::AvailIndexJump {
-                avail_idx,
-                next_avail: 0,
-                size: 8
-            }
-        );
-    }
-}
-
-#[test]
-fn a1_in_flight_work_completes_after_a_ring_fault() {
-    let mut rig = Rig::new(8, PLAIN);
-    let head = rig.offer_buffer();
-    let popped = rig.pop_head();
-    rig.guest.set_avail_idx(100);
-    rig.ring_fault();
-    rig.queue.push(popped, 3);
-    assert_eq!(rig.queue.publish(), 1);
-    assert!(rig.queue.should_notify());
-    let used = rig.guest.poll_used().unwrap();
-    assert_eq!((used.id, used.len), (u32::from(head), 3));
-    assert_eq!(rig.queue.in_flight(), 0);
-    assert_eq!(rig.pop(), Ok(None));
-}
-
-#[test]
-fn a1_a_queue_started_anew_has_forgotten_the_fault() {
-    let mut rig = Rig::new(8, PLAIN);
-    rig.guest.set_avail_idx(100);
-    rig.ring_fault();
-    rig.guest.set_avail_idx(0);
-    rig.queue = SplitQueue::start(Arc::clone(&rig.memory), &rig.config).unwrap();
-    rig.assert_ring_goes_on();
-}
-
-#[test]
-fn a2_available_index_going_backwards_is_a_ring_fault() {
-    let mut rig = Rig::new(8, PLAIN);
-    for _ in 0..3 {
-        rig.assert_ring_goes_on();
-    }
-    rig.guest.set_avail_idx(2);
-    assert_eq!(
-        rig.ring_fault(),
-        RingFault::AvailIndexJump {
-            avail_idx: 2,
-            next_avail: 3,
-            size: 8
-        }
-    );
-}
-
-#[test]
-fn a2_index_taken_back_after_it_was_read_changes_nothing_until_read_again() {
-    let mut rig = Rig::new(8, PLAIN);
-    rig.offer_buffer();
-    rig.offer_buffer();
-    let first = rig.pop_head();
-    rig.guest.set_avail_idx(0);
-    let second = rig.pop_head();
-    assert!(matches!(
-        rig.ring_fault(),
-        RingFault::AvailIndexJump {
-            avail_idx: 0,
-            next_avail: 2,
-            ..
-        }
-    ));
-    rig.queue.push(first, 0);
-    rig.queue.push(second, 0);
-}
-
-#[test]
-fn a3_head_out_of_range_is_a_ring_fault_and_never_reaches_the_used_ring() {
-    for head in [8, 9, 0x8000, u16::MAX] {
-        let mut rig = Rig::new(8, PLAIN);
-        rig.offer(head);
-        assert_eq!(
-            rig.ring_fault(),
-            RingFault::HeadOutOfRange { head, size: 8 }
-        );
-        assert_eq!(rig.queue.publish(), 0);
-        assert_eq!(rig.guest.poll_used(), None);
-        assert_eq!(rig.queue.in_flight(), 0);
-    }
-}
-
-#[test]
-fn a4_head_offered_twice_while_in_flight_is_a_ring_fault() {
-    let mut rig = Rig::new(8, PLAIN);
-    let head = rig.offer_buffer();
-    rig.offer(head);
-    let popped = rig.pop_head();
-    assert_eq!(rig.ring_fault(), RingFault::HeadInFlight { head });
-    assert_eq!(rig.queue.in_flight(), 1);
-    rig.queue.push(popped, 0);
-}
-
-#[test]
-fn a4_head_offered_again_after_it_was_pushed_is_served() {
-    let mut rig = Rig::new(8, PLAIN);
-    let head = rig.offer_buffer();
-    let popped = rig.pop_head();
-    rig.queue.push(popped, 0);
-    rig.offer(head);
-    let again = rig.pop_head();
-    assert_eq!(again.index(), head);
-    rig.queue.push(again, 0);
-}
-
-#[test]
-fn a4_in_flight_never_exceeds_the_queue_size() {
-    let mut rig = Rig::new(8, PLAIN);
-    let mut heads = Vec::new();
-    // The guest offers all heads over and over.
-    for round in 0..3u16 {
-        for head in 0..8 {
-            rig.guest.write_desc(head, BUFFERS, 1, 0, 0);
-            rig.guest.write_avail_entry(round * 8 + head, head);
-        }
-        rig.guest.set_avail_idx((round + 1) * 8);
-        while let Ok(Some(head)) = rig.pop() {
-            heads.push(head);
-        }
-    }
-    assert_eq!(heads.len(), 8);
-    assert_eq!(rig.queue.in_flight(), 8);
-    for head in heads {
-        rig.queue.push(head, 0);
-    }
-}
-
-#[test]
-fn a5_head_in_the_middle_of_another_live_chain_is_served_as_its_own() {
-    let mut rig = Rig::new(8, PLAIN);
-    rig.guest.write_desc(0, BUFFERS, 16, F_NEXT, 1);
-    rig.guest.write_desc(1, BUFFERS + 16, 32, F_NEXT, 2);
-    rig.guest.write_desc(2, BUFFERS + 64, 1, F_WRITE, 0);
-    rig.offer(0);
-    rig.offer(1);
-    let whole = rig.pop_head();
-    let middle = rig.pop_head();
-    assert_eq!(rig.chain.readable(), [segment(BUFFERS + 16, 32)]);
-    rig.queue.push(middle, 1);
-    rig.queue.push(whole, 1);
-    assert_eq!(rig.queue.publish(), 2);
-    assert_eq!(rig.guest.used_entry(0), (1, 1));
-    assert_eq!(rig.guest.used_entry(1), (0, 1));
-}
-
-#[test]
-fn a6_indices_wrap_from_65535_to_0() {
-    for features in [PLAIN, EVENT_IDX] {
-        let mut rig = Rig::starting_at(8, features, 65530);
-        for _ in 0..20 {
-            rig.assert_ring_goes_on();
-        }
-        assert_eq!(rig.queue.next_avail(), 65530u16.wrapping_add(20));
-        assert_eq!(rig.guest.used_idx(), 65530u16.wrapping_add(20));
-    }
-}
+use rig::{BUFFERS, END, INDIRECT, PLAIN, Rig, TABLE, base_after, both, ends, segment};
+use vm_memory::GuestAddress;
+use vring::driver::{Driver, F_NEXT};
 
 #[test]
 fn a6_a_batch_across_the_wrap_is_published_as_one() {
-    let mut rig = Rig::starting_at(8, PLAIN, 65533);
-    for _ in 0..8 {
-        rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
-    }
-    rig.guest.publish();
-    let heads: Vec<_> = std::iter::from_fn(|| rig.pop().unwrap()).collect();
-    assert_eq!(heads.len(), 8);
-    for head in heads {
-        rig.queue.push(head, 0);
-    }
-    assert_eq!(rig.queue.publish(), 8);
-    let used: Vec<_> = std::iter::from_fn(|| rig.guest.poll_used()).collect();
-    assert!(used.iter().all(|used| used.expected));
-    assert_eq!(used.len(), 8);
-}
-
-#[test]
-fn a7_only_bit_0_of_the_available_flags_counts() {
-    for (flags, notify) in [(0xfffe, true), (0xffff, false), (0x8001, false)] {
-        let mut rig = Rig::new(8, PLAIN);
-        rig.guest.set_avail_flags(flags);
-        rig.assert_ring_goes_on();
-        assert_eq!(rig.queue.should_notify(), notify, "flags {flags:#x}");
+    for features in both(PLAIN) {
+        let mut rig = Rig::starting_at(8, features, 65533);
+        for _ in 0..8 {
+            rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
+        }
+        rig.guest.publish();
+        let heads = rig.pop_all();
+        assert_eq!(heads.len(), 8);
+        for head in heads {
+            rig.queue.push(head, 0);
+        }
+        assert_eq!(rig.guest.poll_used(), None);
+        assert_eq!(rig.queue.publish(), 8);
+        let used: Vec<_> = std::iter::from_fn(|| rig.guest.poll_used()).collect();
+        assert!(used.iter().all(|used| used.expected));
+        assert_eq!(used.len(), 8);
+        let base = base_after(65533u16.wrapping_add(8), 8, features);
+        assert_eq!(rig.queue.base(), base);
     }
 }
 
 #[test]
-fn a7_available_flags_are_ignored_with_event_idx() {
-    let mut rig = Rig::new(8, EVENT_IDX);
-    rig.guest.set_avail_flags(0xffff);
-    rig.guest.set_used_event(0);
-    rig.assert_ring_goes_on();
-    assert!(rig.queue.should_notify());
-    rig.guest.set_used_event(1);
-    rig.assert_ring_goes_on();
-    assert!(rig.queue.should_notify());
-}
-
-#[test]
-fn a8_used_index_and_flags_rewritten_by_the_guest_are_not_believed() {
-    let mut rig = Rig::new(8, PLAIN);
-    rig.assert_ring_goes_on();
-    rig.guest.set_used_idx(0x1234);
-    rig.guest.set_used_flags(0xffff);
-    rig.offer_buffer();
-    let head = rig.pop_head();
-    let index = head.index();
-    rig.queue.push(head, 9);
-    rig.queue.publish();
-    assert_eq!(rig.guest.used_idx(), 2);
-    assert_eq!(rig.guest.used_entry(1), (u32::from(index), 9));
+fn a6_rings_go_round_for_longer_than_any_index_counts() {
+    for features in both(PLAIN) {
+        for entries in [1, 2, 8] {
+            let mut rig = Rig::starting_at(entries, features, 65530);
+            for _ in 0..70_000 {
+                rig.assert_ring_goes_on();
+            }
+            let count = u16::try_from((65530 + 70_000) % 65536).unwrap();
+            let entries = u16::try_from(entries).unwrap();
+            assert_eq!(rig.queue.base(), base_after(count, entries, features));
+        }
+    }
 }
 
 #[test]
 fn a9_descriptors_changed_after_the_pop_do_not_change_the_chain() {
-    let mut rig = Rig::new(8, PLAIN);
-    let head = rig.offer_buffer();
-    let popped = rig.pop_head();
-    rig.guest
-        .write_desc(head, END, u32::MAX, u16::MAX, u16::MAX);
-    assert_eq!(rig.chain.readable(), [segment(BUFFERS, 512)]);
-    rig.queue.push(popped, 0);
-}
-
-#[test]
-fn a10_full_ring_is_served_whole() {
-    for entries in [1, 2, 8, 4096] {
-        let mut rig = Rig::new(entries, PLAIN);
-        for _ in 0..entries {
-            rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(8, features);
+        let id = rig.offer_buffer();
+        let popped = rig.pop_head();
+        match &rig.guest {
+            Driver::Split(guest) => guest.write_desc(id, END, u32::MAX, u16::MAX, u16::MAX),
+            Driver::Packed(guest) => guest.write_desc(0, END, u32::MAX, u16::MAX, u16::MAX),
         }
-        assert!(rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).is_err());
-        rig.guest.publish();
-        let heads: Vec<_> = std::iter::from_fn(|| rig.pop().unwrap()).collect();
-        assert_eq!(heads.len(), usize::try_from(entries).unwrap());
-        assert_eq!(u32::from(rig.queue.in_flight()), entries);
-        for head in heads {
-            rig.queue.push(head, 0);
-        }
-        assert_eq!(rig.queue.publish(), usize::try_from(entries).unwrap());
+        assert_eq!(rig.chain.readable(), [segment(BUFFERS, 512)]);
+        rig.complete(popped, 0);
+        let used = rig.guest.poll_used().unwrap();
+        assert_eq!((used.id, used.expected), (u32::from(id), true));
     }
 }
 
 #[test]
-fn a11_each_pop_ends_while_the_available_index_keeps_moving() {
-    let popped = ends(|| {
-        let mut rig = Rig::new(8, PLAIN);
-        for head in 0..8 {
-            rig.guest.write_desc(head, BUFFERS, 1, 0, 0);
-            rig.guest.write_avail_entry(head, head);
+fn a10_full_ring_is_served_whole() {
+    for features in both(PLAIN) {
+        for entries in [1, 2, 8, 4096] {
+            let mut rig = Rig::new(entries, features);
+            // Twice: in a packed ring the second pass has the other wrap counter.
+            for _ in 0..2 {
+                for _ in 0..entries {
+                    rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
+                }
+                assert!(rig.guest.add_chain(&[segment(BUFFERS, 8)], &[]).is_err());
+                rig.guest.publish();
+                let heads = rig.pop_all();
+                assert_eq!(u32::from(rig.queue.in_flight()), entries);
+                let mut indices: Vec<_> = heads.iter().map(|head| head.index()).collect();
+                indices.sort_unstable();
+                let all = 0..rig.config.size.get();
+                assert!(indices.into_iter().eq(all), "unique and below the size");
+                for head in heads {
+                    rig.queue.push(head, 0);
+                }
+                assert_eq!(rig.queue.publish(), usize::try_from(entries).unwrap());
+                while let Some(used) = rig.guest.poll_used() {
+                    assert!(used.expected);
+                }
+                assert_eq!(u32::from(rig.guest.free()), entries);
+            }
         }
-        let mut avail_idx = 0u16;
-        let mut popped = 0u32;
-        // The guest is always one ahead: nothing ever tells the device to stop but its own
-        // bound, and each call returns.
-        for _ in 0..200_000 {
-            avail_idx = avail_idx.wrapping_add(1);
-            rig.guest.set_avail_idx(avail_idx);
-            let head = rig.pop_head();
-            rig.queue.push(head, 0);
-            rig.queue.publish();
-            popped += 1;
-        }
-        popped
-    });
-    assert_eq!(popped, 200_000);
+    }
+}
+
+#[test]
+fn a11_each_pop_ends_while_the_guest_keeps_publishing() {
+    for features in both(PLAIN) {
+        let popped = ends(move || {
+            let mut rig = Rig::new(8, features);
+            let mut popped = 0u32;
+            // The guest is always one ahead: nothing ever tells the device to stop but its own
+            // bound, and each call returns.
+            rig.offer_buffer();
+            for _ in 0..100_000 {
+                rig.offer_buffer();
+                let head = rig.pop_head();
+                rig.complete(head, 0);
+                assert!(!rig.queue.enable_notification());
+                rig.guest.poll_used().unwrap();
+                popped += 1;
+            }
+            popped
+        });
+        assert_eq!(popped, 100_000);
+    }
 }
 
 #[test]
 fn a12_buffers_published_before_the_start_wait_for_it() {
-    let mut rig = Rig::new(8, PLAIN);
-    let head = rig.offer_buffer();
-    assert_eq!(rig.guest.used_idx(), 0);
-    rig.queue = SplitQueue::start(Arc::clone(&rig.memory), &rig.config).unwrap();
-    let popped = rig.pop_head();
-    assert_eq!(popped.index(), head);
-    rig.queue.push(popped, 0);
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(8, features);
+        let id = rig.offer_buffer();
+        assert_eq!(rig.guest.poll_used(), None);
+        rig.restart(rig.config.base);
+        let popped = rig.pop_head();
+        rig.complete(popped, 0);
+        let used = rig.guest.poll_used().unwrap();
+        assert_eq!((used.id, used.expected), (u32::from(id), true));
+    }
+}
+
+#[test]
+fn a13_a_chain_held_for_ever_does_not_hold_up_the_rest() {
+    // The ring goes round beneath it: the guest gets the others back, and the one at last.
+    for features in both(INDIRECT) {
+        let mut rig = Rig::new(4, features);
+        let two = [segment(BUFFERS, 4), segment(BUFFERS, 4)];
+        let held_id = rig.guest.add_chain(&two, &[]).unwrap();
+        rig.guest.publish();
+        let held = rig.pop_head();
+        for _ in 0..1000 {
+            rig.guest
+                .add_indirect(GuestAddress(TABLE), &two, &[segment(BUFFERS, 1)])
+                .unwrap();
+            rig.guest.publish();
+            let head = rig.pop_head();
+            assert_ne!(head.index(), held.index());
+            rig.complete(head, 1);
+            assert!(rig.guest.poll_used().unwrap().expected);
+        }
+        rig.complete(held, 0);
+        let used = rig.guest.poll_used().unwrap();
+        assert_eq!((used.id, used.expected), (u32::from(held_id), true));
+        assert_eq!(rig.guest.free(), 4);
+    }
+}
+
+#[test]
+fn a14_a_chain_pushed_and_not_published_is_not_the_guests_yet() {
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(2, features);
+        rig.offer_buffer();
+        rig.offer_buffer();
+        let (first, second) = (rig.pop_head(), rig.pop_head());
+        rig.queue.push(second, 0);
+        assert_eq!((rig.guest.poll_used(), rig.guest.free()), (None, 0));
+        assert_eq!(rig.pop(), Ok(None));
+        rig.queue.push(first, 0);
+        assert_eq!(rig.queue.publish(), 2);
+        let ids: Vec<_> = std::iter::from_fn(|| rig.guest.poll_used())
+            .map(|used| used.id)
+            .collect();
+        assert_eq!(ids.len(), 2);
+        assert_ne!(ids[0], ids[1]);
+        rig.assert_ring_goes_on();
+    }
+}
+
+#[test]
+fn a15_broken_chains_for_ever_cost_one_pop_each_and_never_the_ring() {
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(8, features);
+        for _ in 0..100 {
+            rig.offer_raw(&[(u64::MAX, 1, F_NEXT), (0, 1, 0)]);
+            rig.chain_fault();
+            rig.assert_ring_goes_on();
+        }
+        assert_eq!((rig.queue.fault(), rig.guest.free()), (None, 8));
+    }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use rig::{Rig, TABLE};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
-use vring::{RingBase, RingFeatures, Segment, SplitQueue};
+use vring::{RingBase, RingFeatures, Segment};
 
 const SIZE: u16 = 16;
 
@@ -98,7 +98,7 @@ proptest! {
                 }
                 rig.guest.publish();
                 if event_idx {
-                    rig.guest.set_used_event(used_event);
+                    rig.split().set_used_event(used_event);
                 }
             }
 
@@ -141,7 +141,7 @@ proptest! {
                 !oracle.enable_notification(&*theirs.memory).unwrap()
             );
             prop_assert_eq!(used_ring(&ours), used_ring(&theirs));
-            prop_assert_eq!(ours.queue.next_avail(), oracle.next_avail());
+            prop_assert_eq!(ours.next_avail(), oracle.next_avail());
             for rig in [&mut ours, &mut theirs] {
                 while let Some(used) = rig.guest.poll_used() {
                     prop_assert!(used.expected);
@@ -165,17 +165,13 @@ fn a_ring_left_by_virtio_queue_is_resumed_where_it_stopped() {
         .unwrap();
     assert_eq!(oracle.next_avail(), 0);
 
-    let config = vring::QueueConfig {
-        base: RingBase::Split {
-            next_avail: oracle.next_avail(),
-        },
-        ..rig.config
-    };
-    rig.queue = SplitQueue::start(std::sync::Arc::clone(&rig.memory), &config).unwrap();
+    rig.restart(RingBase::Split {
+        next_avail: oracle.next_avail(),
+    });
     let second = rig.pop_head();
     rig.queue.push(second, 0);
     rig.queue.publish();
-    assert_eq!(rig.guest.used_idx(), 1);
+    assert_eq!(rig.split().used_idx(), 1);
     let used: Vec<_> = std::iter::from_fn(|| rig.guest.poll_used()).collect();
     assert!(used.len() == 2 && used.iter().all(|used| used.expected));
 }

@@ -1,165 +1,18 @@
-//! The guest side of a packed ring, against a naive device: what virtio 1.3 §2.8 says, written down
-//! plainly over the bytes in memory.
+//! The guest side of a packed ring, with a naive device at the other side where one is needed.
 
+mod naive_device;
 mod rig;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use proptest::prelude::*;
-use rig::{BUFFERS, END, Memory, TABLE, memory, segment, size};
+use naive_device::{NaiveDevice, PACKED, SIZE, addresses, driver, used};
+use rig::{BUFFERS, END, TABLE, memory, segment, size};
 use vm_memory::{Bytes, GuestAddress};
 use vring::driver::{
     AddError, Driver, DriverError, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, F_AVAIL, F_INDIRECT,
-    F_NEXT, F_USED, F_WRITE, Full, PackedDriver, PackedLayout, RawDescriptor, Used,
+    F_NEXT, F_USED, F_WRITE, Full, PackedDriver, PackedLayout, RawDescriptor,
 };
-use vring::{PackedPosition, RingAddresses, RingArea, RingBase, RingFeatures, Segment, StartError};
-
-const PACKED: RingFeatures = RingFeatures {
-    indirect_desc: true,
-    event_idx: false,
-    in_order: false,
-    packed: true,
-};
-
-const SIZE: u16 = 8;
-
-fn addresses() -> RingAddresses {
-    let layout = PackedLayout::new(GuestAddress(rig::RING), size(u32::from(SIZE)));
-    layout.unwrap().addresses()
-}
-
-fn driver(features: RingFeatures, index: u16, wrap: bool) -> (PackedDriver<Memory>, NaiveDevice) {
-    let memory = memory();
-    let at = addresses();
-    let entries = size(u32::from(SIZE));
-    let position = PackedPosition { index, wrap };
-    let driver =
-        PackedDriver::starting_at(Arc::clone(&memory), at, entries, features, position).unwrap();
-    let device = NaiveDevice {
-        memory,
-        avail: (index, wrap),
-        used: (index, wrap),
-    };
-    (driver, device)
-}
-
-/// One buffer: address, length, writable by the device.
-type Buffer = (u64, u32, bool);
-
-#[derive(Clone, Debug, PartialEq)]
-struct Chain {
-    id: u16,
-    buffers: Vec<Buffer>,
-    descriptors: u16,
-}
-
-struct NaiveDevice {
-    memory: Arc<Memory>,
-    avail: (u16, bool),
-    used: (u16, bool),
-}
-
-fn step((index, wrap): (u16, bool)) -> (u16, bool) {
-    if index + 1 == SIZE {
-        (0, !wrap)
-    } else {
-        (index + 1, wrap)
-    }
-}
-
-impl NaiveDevice {
-    /// Address, length, id and flags of the 16 bytes at `at`.
-    fn entry(&self, at: u64) -> (u64, u32, u16, u16) {
-        let mut bytes = [0u8; 16];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(at))
-            .unwrap();
-        (
-            u64::from_le_bytes(bytes[..8].try_into().unwrap()),
-            u32::from_le_bytes(bytes[8..12].try_into().unwrap()),
-            u16::from_le_bytes(bytes[12..14].try_into().unwrap()),
-            u16::from_le_bytes(bytes[14..].try_into().unwrap()),
-        )
-    }
-
-    fn at(index: u16) -> u64 {
-        addresses().descriptor_area.0 + 16 * u64::from(index)
-    }
-
-    fn pop(&mut self) -> Option<Chain> {
-        let (index, wrap) = self.avail;
-        let (.., flags) = self.entry(Self::at(index));
-        let (avail, used) = (flags & 1 << 7 != 0, flags & 1 << 15 != 0);
-        if avail != wrap || used == wrap {
-            return None;
-        }
-        let mut chain = Chain {
-            id: 0,
-            buffers: Vec::new(),
-            descriptors: 0,
-        };
-        loop {
-            let (address, len, id, flags) = self.entry(Self::at(self.avail.0));
-            let (_, wrap) = self.avail;
-            assert_eq!(flags & 1 << 7 != 0, wrap, "AVAIL of every descriptor");
-            assert_eq!(flags & 1 << 15 != 0, !wrap, "USED of every descriptor");
-            self.avail = step(self.avail);
-            chain.descriptors += 1;
-            if flags & 4 == 0 {
-                chain.buffers.push((address, len, flags & 2 != 0));
-            } else {
-                assert_eq!(len % 16, 0);
-                for entry in 0..u64::from(len / 16) {
-                    let (address, len, _, flags) = self.entry(address + 16 * entry);
-                    assert_eq!(flags & !2, 0, "only WRITE in a table");
-                    chain.buffers.push((address, len, flags & 2 != 0));
-                }
-            }
-            if flags & 1 == 0 {
-                chain.id = id;
-                return Some(chain);
-            }
-        }
-    }
-
-    /// Gives `descriptors` descriptors back with one used descriptor.
-    fn push(&mut self, id: u16, len: u32, descriptors: u16) {
-        let (index, wrap) = self.used;
-        let write = if len == 0 { 0 } else { 2 };
-        let flags: u16 = write | if wrap { 1 << 7 | 1 << 15 } else { 0 };
-        let mut bytes = [0u8; 8];
-        bytes[..4].copy_from_slice(&len.to_le_bytes());
-        bytes[4..6].copy_from_slice(&id.to_le_bytes());
-        bytes[6..].copy_from_slice(&flags.to_le_bytes());
-        let at = GuestAddress(Self::at(index) + 8);
-        self.memory.write_slice(&bytes, at).unwrap();
-        for _ in 0..descriptors {
-            self.used = step(self.used);
-        }
-    }
-
-    fn ask(&self, position: u16, flags: u16) {
-        let bytes = [position.to_le_bytes(), flags.to_le_bytes()];
-        let at = addresses().device_area;
-        self.memory.write_slice(bytes.as_flattened(), at).unwrap();
-    }
-
-    fn asked(&self) -> (u16, u16) {
-        let at = addresses().driver_area;
-        let word: u32 = self.memory.read_obj(at).unwrap();
-        let [p0, p1, f0, f1] = word.to_ne_bytes();
-        (u16::from_le_bytes([p0, p1]), u16::from_le_bytes([f0, f1]))
-    }
-}
-
-fn used(id: u16, len: u32, expected: bool) -> Used {
-    Used {
-        id: u32::from(id),
-        len,
-        expected,
-    }
-}
+use vring::{PackedPosition, RingArea, RingBase, RingFeatures, StartError};
 
 #[test]
 fn layout_is_aligned_and_does_not_overlap_for_every_size() {
@@ -450,6 +303,14 @@ fn raw_writers_stay_inside_the_ring() {
     assert_eq!(driver.device_event(), (u16::MAX, u16::MAX));
 }
 
+/// What the driver asks for: position and flags of its event suppression structure.
+fn asked(device: &NaiveDevice) -> (u16, u16) {
+    let at = addresses().driver_area;
+    let word: u32 = device.memory.read_obj(at).unwrap();
+    let [p0, p1, f0, f1] = word.to_ne_bytes();
+    (u16::from_le_bytes([p0, p1]), u16::from_le_bytes([f0, f1]))
+}
+
 #[test]
 fn interrupts_are_asked_for_at_the_next_completion() {
     let event_idx = RingFeatures {
@@ -459,10 +320,10 @@ fn interrupts_are_asked_for_at_the_next_completion() {
     for (features, flags) in [(PACKED, EVENT_ENABLE), (event_idx, EVENT_DESC)] {
         let (mut driver, mut device) = driver(features, 7, true);
         driver.disable_interrupts();
-        assert_eq!(device.asked().1, EVENT_DISABLE);
+        assert_eq!(asked(&device).1, EVENT_DISABLE);
         for position in [0x8007, 0, 1] {
             assert!(driver.enable_interrupts());
-            let (asked, asked_flags) = device.asked();
+            let (asked, asked_flags) = asked(&device);
             assert_eq!(asked_flags, flags);
             if features.event_idx {
                 assert_eq!(asked, position);
@@ -515,162 +376,6 @@ fn with_in_order_a_used_descriptor_completes_all_up_to_its_chain() {
     device.push(ids[0], 0, 1);
     assert_eq!(driver.poll_used(), Some(used(ids[0], 0, false)));
     assert_eq!(driver.free(), 8);
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Add {
-        readable: u16,
-        writable: u16,
-        indirect: bool,
-    },
-    Publish,
-    Pop,
-    Push {
-        which: usize,
-        short: bool,
-    },
-    Poll,
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let one = prop_oneof![
-        4 => (0u16..4, 0u16..4, any::<bool>()).prop_map(|(readable, writable, indirect)| {
-            Step::Add { readable, writable, indirect }
-        }),
-        2 => Just(Step::Publish),
-        4 => Just(Step::Pop),
-        4 => (0usize..8, any::<bool>()).prop_map(|(which, short)| Step::Push { which, short }),
-        3 => Just(Step::Poll),
-    ];
-    proptest::collection::vec(one, 1..200)
-}
-
-fn segments(count: u16, at: u64) -> Vec<Segment> {
-    (0..count)
-        .map(|i| segment(at + 0x100 * u64::from(i), u32::from(i) + 1))
-        .collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
-
-    #[test]
-    fn what_is_added_is_what_a_naive_device_pops_and_what_it_pushes_comes_back(
-        index in 0..SIZE, wrap: bool, in_order: bool, steps in steps(),
-    ) {
-        let features = RingFeatures { in_order, ..PACKED };
-        let (mut driver, mut device) = driver(features, index, wrap);
-        let mut staged: VecDeque<Chain> = VecDeque::new();
-        let mut available: VecDeque<Chain> = VecDeque::new();
-        let mut popped: VecDeque<Chain> = VecDeque::new();
-        let mut completed: VecDeque<Used> = VecDeque::new();
-        let mut free = SIZE;
-        let mut free_after: VecDeque<u16> = VecDeque::new();
-        let mut table = TABLE;
-        for step in steps {
-            match step {
-                Step::Add { readable, writable, indirect } => {
-                    let (readable, writable) = (segments(readable, BUFFERS), segments(writable, 0));
-                    let mut buffers: Vec<Buffer> = Vec::new();
-                    buffers.extend(readable.iter().map(|s| (s.addr.0, s.len, false)));
-                    buffers.extend(writable.iter().map(|s| (s.addr.0, s.len, true)));
-                    if buffers.is_empty() {
-                        buffers.push((0, 0, false));
-                    }
-                    let (added, descriptors) = if indirect {
-                        let table = GuestAddress(table);
-                        (driver.add_indirect(table, &readable, &writable).ok(), 1)
-                    } else {
-                        let descriptors = u16::try_from(buffers.len()).unwrap();
-                        (driver.add_chain(&readable, &writable).ok(), descriptors)
-                    };
-                    prop_assert_eq!(added.is_some(), descriptors <= free);
-                    if let Some(id) = added {
-                        free -= descriptors;
-                        // More tables than chains outstanding: none is overwritten.
-                        table = if table > TABLE + 0xf00 { TABLE } else { table + 0x100 };
-                        staged.push_back(Chain { id, buffers, descriptors });
-                    }
-                }
-                Step::Publish => {
-                    prop_assert_eq!(driver.publish(), staged.len());
-                    available.append(&mut staged);
-                }
-                Step::Pop => {
-                    let chain = device.pop();
-                    prop_assert_eq!(&chain, &available.pop_front());
-                    popped.extend(chain);
-                }
-                Step::Push { which, short } if in_order => {
-                    // A run: all up to this one, the last alone perhaps written short.
-                    let Some(last) = popped.get(which).cloned() else { continue };
-                    let mut descriptors = 0;
-                    for chain in popped.drain(..=which) {
-                        descriptors += chain.descriptors;
-                        free_after.push_back(chain.descriptors);
-                        let full = chain.buffers.iter().filter(|b| b.2).map(|b| b.1).sum();
-                        let len = if chain == last && short { 0 } else { full };
-                        completed.push_back(used(chain.id, len, true));
-                    }
-                    let len = completed.back().unwrap().len;
-                    device.push(last.id, len, descriptors);
-                }
-                Step::Push { which, .. } => {
-                    let Some(chain) = popped.remove(which) else { continue };
-                    device.push(chain.id, 77, chain.descriptors);
-                    completed.push_back(used(chain.id, 77, true));
-                    free_after.push_back(chain.descriptors);
-                }
-                Step::Poll => {
-                    prop_assert_eq!(driver.poll_used(), completed.pop_front());
-                    free += free_after.pop_front().unwrap_or(0);
-                }
-            }
-            prop_assert_eq!(driver.free(), free);
-            // No two chains outstanding share an id.
-            let mut ids: Vec<_> = [&staged, &available, &popped]
-                .into_iter()
-                .flatten()
-                .map(|chain| chain.id)
-                .collect();
-            let outstanding = ids.len();
-            ids.sort_unstable();
-            ids.dedup();
-            prop_assert_eq!(ids.len(), outstanding);
-        }
-    }
-
-    /// Kick if the device's event is among the descriptors published since the last decision.
-    #[test]
-    fn kick_decisions_agree_with_the_specification(
-        index in 0..SIZE,
-        wrap: bool,
-        batches in proptest::collection::vec((1u16..=SIZE, 0..SIZE + 2, any::<bool>(), 0u16..4), 1..30),
-    ) {
-        let features = RingFeatures { event_idx: true, ..PACKED };
-        let (mut driver, mut device) = driver(features, index, wrap);
-        let mut seen = Vec::new();
-        for (count, event, event_wrap, decide) in batches {
-            for _ in 0..count {
-                let next = driver.next_avail();
-                seen.push((next.index, next.wrap));
-                driver.add_chain(&[segment(BUFFERS, 8)], &[]).unwrap();
-            }
-            driver.publish();
-            while let Some(chain) = device.pop() {
-                device.push(chain.id, 0, 1);
-                driver.poll_used().unwrap();
-            }
-            device.ask(event | u16::from(event_wrap) << 15, EVENT_DESC);
-            // One decision for several publications, sometimes: more than two passes.
-            if decide == 0 {
-                let expected = seen.contains(&(event, event_wrap));
-                prop_assert_eq!(driver.needs_kick(), expected);
-                seen.clear();
-            }
-        }
-    }
 }
 
 #[test]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vring::driver::{F_INDIRECT, F_NEXT, SplitDriver, SplitLayout};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vring::driver::{Driver, F_INDIRECT, F_NEXT, Layout, PackedDriver, RawDescriptor, SplitDriver};
 use vring::{
-    Chain, ChainFault, Head, PopError, QueueConfig, QueueSize, RingAddresses, RingBase, RingFault,
-    RingFeatures, Segment, SplitQueue,
+    Chain, ChainFault, Head, PackedPosition, PopError, Queue, QueueConfig, QueueSize,
+    RingAddresses, RingBase, RingFault, RingFeatures, Segment,
 };
 
 pub(crate) type Memory = GuestMemoryMmap<()>;
@@ -45,15 +45,37 @@ pub(crate) const EVENT_IDX: RingFeatures = RingFeatures {
     packed: false,
 };
 
+/// The same features with either ring format.
+pub(crate) fn both(features: RingFeatures) -> [RingFeatures; 2] {
+    [false, true].map(|packed| RingFeatures { packed, ..features })
+}
+
+/// Either format, with and without `VIRTIO_F_EVENT_IDX`.
+pub(crate) fn all() -> [RingFeatures; 4] {
+    let [split, packed] = both(PLAIN);
+    let [split_event_idx, packed_event_idx] = both(EVENT_IDX);
+    [split, packed, split_event_idx, packed_event_idx]
+}
+
+/// The features with the packed format.
+pub(crate) const fn packed(features: RingFeatures) -> RingFeatures {
+    RingFeatures {
+        packed: true,
+        ..features
+    }
+}
+
 /// Long enough for the slowest machine, short enough to end a hung suite.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Rig {
     pub(crate) memory: Arc<Memory>,
-    pub(crate) guest: SplitDriver<Memory>,
-    pub(crate) queue: SplitQueue<Memory>,
+    pub(crate) guest: Driver<Memory>,
+    pub(crate) queue: Queue<Memory>,
     pub(crate) chain: Chain,
     pub(crate) config: QueueConfig,
+    /// Id of the latest raw chain that the driver keeps an account of.
+    raw: Option<u16>,
 }
 
 pub(crate) fn memory() -> Arc<Memory> {
@@ -68,10 +90,25 @@ pub(crate) fn size(entries: u32) -> QueueSize {
     QueueSize::new(entries).unwrap()
 }
 
-pub(crate) fn addresses(entries: u32) -> RingAddresses {
-    SplitLayout::new(GuestAddress(RING), size(entries))
+pub(crate) fn addresses(entries: u32, features: RingFeatures) -> RingAddresses {
+    Layout::new(GuestAddress(RING), size(entries), features)
         .unwrap()
         .addresses()
+}
+
+/// Where an idle ring of `entries` is after `count` descriptors, or for a split ring chains.
+pub(crate) fn base_after(count: u16, entries: u16, features: RingFeatures) -> RingBase {
+    if !features.packed {
+        return RingBase::Split { next_avail: count };
+    }
+    let position = PackedPosition {
+        index: count % entries,
+        wrap: (count / entries).is_multiple_of(2),
+    };
+    RingBase::Packed {
+        avail: position,
+        used: position,
+    }
 }
 
 impl Rig {
@@ -79,45 +116,108 @@ impl Rig {
         Self::starting_at(entries, features, 0)
     }
 
-    pub(crate) fn starting_at(entries: u32, features: RingFeatures, index: u16) -> Self {
+    /// As after `count` descriptors, or for a split ring chains.
+    pub(crate) fn starting_at(entries: u32, features: RingFeatures, count: u16) -> Self {
         let memory = memory();
         let size = size(entries);
-        let addresses = addresses(entries);
+        let addresses = addresses(entries, features);
+        let base = base_after(count, size.get(), features);
         let config = QueueConfig {
             size,
             addresses,
             features,
-            base: RingBase::Split { next_avail: index },
+            base,
         };
-        let guest = SplitDriver::starting_at(Arc::clone(&memory), addresses, size, features, index)
-            .unwrap();
+        let guest =
+            Driver::starting_at(Arc::clone(&memory), addresses, size, features, base).unwrap();
         Self {
             guest,
-            queue: SplitQueue::start(Arc::clone(&memory), &config).unwrap(),
+            queue: Queue::start(Arc::clone(&memory), &config).unwrap(),
             chain: Chain::for_queue(size),
             memory,
             config,
+            raw: None,
         }
     }
 
-    /// Makes one raw descriptor chain at `head` available.
+    /// Resets the device: both sides start anew on the same ring.
+    pub(crate) fn reset(&mut self) {
+        let QueueConfig {
+            size,
+            addresses,
+            features,
+            base,
+        } = self.config;
+        let memory = Arc::clone(&self.memory);
+        self.guest = Driver::starting_at(memory, addresses, size, features, base).unwrap();
+        self.restart(base);
+    }
+
+    /// Starts the device side anew on the same ring.
+    pub(crate) fn restart(&mut self, base: RingBase) {
+        let config = QueueConfig {
+            base,
+            ..self.config
+        };
+        self.queue = Queue::start(Arc::clone(&self.memory), &config).unwrap();
+    }
+
+    /// What only the driver of a split ring can do.
+    pub(crate) fn split(&mut self) -> &mut SplitDriver<Memory> {
+        match &mut self.guest {
+            Driver::Split(guest) => guest,
+            Driver::Packed(_) => panic!("this test is for split rings"),
+        }
+    }
+
+    /// A split ring's base.
+    pub(crate) fn next_avail(&self) -> u16 {
+        match self.queue.base() {
+            RingBase::Split { next_avail } => next_avail,
+            RingBase::Packed { .. } => panic!("this test is for split rings"),
+        }
+    }
+
+    /// What only the driver of a packed ring can do.
+    pub(crate) fn packed(&mut self) -> &mut PackedDriver<Memory> {
+        match &mut self.guest {
+            Driver::Packed(guest) => guest,
+            Driver::Split(_) => panic!("this test is for packed rings"),
+        }
+    }
+
+    /// Makes what is in a split ring's descriptor table at `head` available.
     pub(crate) fn offer(&mut self, head: u16) {
-        self.guest.offer(head);
+        self.raw = None;
+        self.split().offer(head);
         self.guest.publish();
+    }
+
+    /// Makes a chain of descriptors available as they are, one after the other: address, length,
+    /// flags.
+    pub(crate) fn offer_raw(&mut self, descriptors: &[(u64, u32, u16)]) -> u16 {
+        let raw: Vec<_> = descriptors
+            .iter()
+            .map(|&(address, len, flags)| RawDescriptor {
+                address,
+                len,
+                flags,
+            })
+            .collect();
+        let id = self.guest.add_raw(&raw).unwrap();
+        self.raw = Some(id);
+        self.guest.publish();
+        id
     }
 
     /// Makes a one-buffer chain available.
     pub(crate) fn offer_buffer(&mut self) -> u16 {
-        let head = self.guest.add_chain(&[segment(BUFFERS, 512)], &[]).unwrap();
-        self.guest.publish();
-        head
+        offer_buffer(&mut self.guest)
     }
 
-    /// Offers an indirect table of `len` bytes at `table` through descriptor 0.
+    /// Offers an indirect table of `len` bytes at `table`.
     pub(crate) fn offer_table(&mut self, table: u64, len: u32, extra_flags: u16) {
-        self.guest
-            .write_desc(0, table, len, F_INDIRECT | extra_flags, 0);
-        self.offer(0);
+        self.offer_raw(&[(table, len, F_INDIRECT | extra_flags)]);
     }
 
     pub(crate) fn pop(&mut self) -> Result<Option<Head>, PopError> {
@@ -128,15 +228,35 @@ impl Rig {
         self.pop().unwrap().expect("a chain is available")
     }
 
+    /// Pops all there are.
+    pub(crate) fn pop_all(&mut self) -> Vec<Head> {
+        std::iter::from_fn(|| self.pop().unwrap()).collect()
+    }
+
+    /// Pops until there are none, or a ring fault.
+    pub(crate) fn pop_all_until_fault(&mut self) -> Vec<Head> {
+        std::iter::from_fn(|| self.pop().ok().flatten()).collect()
+    }
+
+    /// Gives a chain back at once.
+    pub(crate) fn complete(&mut self, head: Head, len: u32) {
+        self.queue.push(head, len);
+        assert_eq!(self.queue.publish(), 1);
+    }
+
     /// The fault of the chain offered; its head goes back with length 0, and the guest gets it.
     pub(crate) fn chain_fault(&mut self) -> ChainFault {
         match self.pop() {
             Err(PopError::Chain { head, fault }) => {
                 let index = head.index();
-                self.queue.push(head, 0);
-                assert_eq!(self.queue.publish(), 1);
+                assert!(index < self.config.size.get());
+                self.complete(head, 0);
                 let used = self.guest.poll_used().expect("the head was published");
-                assert_eq!((used.id, used.len), (u32::from(index), 0));
+                assert_eq!(used.len, 0);
+                match self.raw {
+                    Some(id) => assert_eq!((used.id, used.expected), (u32::from(id), true)),
+                    None => assert_eq!(used.id, u32::from(index)),
+                }
                 assert_eq!(self.queue.in_flight(), 0);
                 fault
             }
@@ -146,11 +266,11 @@ impl Rig {
 
     /// The ring fault, after checking that it is reported once and nothing is fetched any more.
     pub(crate) fn ring_fault(&mut self) -> RingFault {
-        let next_avail = self.queue.next_avail();
+        let base = self.queue.base();
         match self.pop() {
             Err(PopError::Ring(fault)) => {
                 assert_eq!(self.queue.fault(), Some(fault));
-                assert_eq!(self.queue.next_avail(), next_avail, "nothing consumed");
+                assert_eq!(self.queue.base(), base, "nothing consumed");
                 for _ in 0..3 {
                     assert_eq!(self.pop(), Ok(None));
                 }
@@ -162,17 +282,39 @@ impl Rig {
         }
     }
 
-    /// The chain ring works: one more buffer makes it to the device and back.
+    /// Makes the next pop of a ring of 8, with nothing else available, a ring fault.
+    pub(crate) fn break_ring(&mut self) {
+        match &mut self.guest {
+            Driver::Split(guest) => guest.set_avail_idx(100),
+            Driver::Packed(guest) => {
+                let endless = RawDescriptor {
+                    address: BUFFERS,
+                    len: 1,
+                    flags: F_NEXT,
+                };
+                guest.add_raw(&[endless; 8]).unwrap();
+                guest.publish();
+            }
+        }
+    }
+
+    /// The ring works: one more buffer makes it to the device and back.
     pub(crate) fn assert_ring_goes_on(&mut self) {
-        let head = self.guest.add_chain(&[], &[segment(BUFFERS, 16)]).unwrap();
+        let id = self.guest.add_chain(&[], &[segment(BUFFERS, 16)]).unwrap();
         self.guest.publish();
         let popped = self.pop_head();
-        assert_eq!(popped.index(), head);
-        self.queue.push(popped, 16);
-        self.queue.publish();
+        assert_eq!(self.chain.writable(), [segment(BUFFERS, 16)]);
+        self.complete(popped, 16);
         let used = self.guest.poll_used().unwrap();
-        assert_eq!((used.id, used.len), (u32::from(head), 16));
+        assert_eq!((used.id, used.len), (u32::from(id), 16));
     }
+}
+
+/// Makes a one-buffer chain available.
+pub(crate) fn offer_buffer(guest: &mut Driver<Memory>) -> u16 {
+    let id = guest.add_chain(&[segment(BUFFERS, 512)], &[]).unwrap();
+    guest.publish();
+    id
 }
 
 pub(crate) fn segment(addr: u64, len: u32) -> Segment {
@@ -182,7 +324,7 @@ pub(crate) fn segment(addr: u64, len: u32) -> Segment {
     }
 }
 
-/// One entry of an indirect table.
+/// One entry of an indirect table of a split ring.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) address: u64,
@@ -193,28 +335,41 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn bytes(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.address.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
-        bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&self.next.to_le_bytes());
-        bytes
+        entry_bytes(self.address, self.len, [self.flags, self.next])
     }
 }
 
-/// Writes `entries` linked one to the next, each `len` bytes long.
-pub(crate) fn write_linked_table(memory: &Memory, table: u64, entries: u16, len: u32) {
-    use vm_memory::Bytes;
-    for index in 0..entries {
-        let last = index + 1 == entries;
-        let entry = Entry {
-            address: BUFFERS,
-            len,
-            flags: if last { 0 } else { F_NEXT },
-            next: if last { 0 } else { index + 1 },
-        };
-        let at = GuestAddress(table + 16 * u64::from(index));
-        memory.write_slice(&entry.bytes(), at).unwrap();
+/// 16 bytes: address, length, and two 16-bit fields that are flags and next in a split ring, id and
+/// flags in a packed one.
+fn entry_bytes(address: u64, len: u32, fields: [u16; 2]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&address.to_le_bytes());
+    bytes[8..12].copy_from_slice(&len.to_le_bytes());
+    bytes[12..14].copy_from_slice(&fields[0].to_le_bytes());
+    bytes[14..].copy_from_slice(&fields[1].to_le_bytes());
+    bytes
+}
+
+impl Rig {
+    /// Writes an indirect table at `table` in the ring's format, its entries one after the other:
+    /// address, length, flags. A split ring's are linked, a packed ring's have a meaningless id.
+    pub(crate) fn write_table(&self, table: u64, entries: &[(u64, u32, u16)]) {
+        for (index, &(address, len, flags)) in (0..).zip(entries) {
+            let last = usize::from(index) + 1 == entries.len();
+            let fields = match (self.config.features.packed, last) {
+                (true, _) => [0xdead, flags],
+                (false, true) => [flags, 0],
+                (false, false) => [flags | F_NEXT, index + 1],
+            };
+            let bytes = entry_bytes(address, len, fields);
+            let at = GuestAddress(table + 16 * u64::from(index));
+            self.memory.write_slice(&bytes, at).unwrap();
+        }
+    }
+
+    /// Writes a table of `count` readable buffers of `len` bytes.
+    pub(crate) fn write_plain_table(&self, table: u64, count: u16, len: u32) {
+        self.write_table(table, &vec![(BUFFERS, len, 0); usize::from(count)]);
     }
 }
 

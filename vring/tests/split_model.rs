@@ -1,11 +1,12 @@
-//! `pop` against a naive walker: what the specification says, written down plainly, over a copy
-//! of the ring's bytes.
+//! `pop` of a split ring against a naive walker: what the specification says, written down plainly,
+//! over a copy of the ring's bytes.
 
 mod rig;
 
 use proptest::prelude::*;
 use rig::{END, Entry, Rig, TABLE};
 use vm_memory::{Bytes, GuestAddress};
+use vring::driver::{F_INDIRECT, RawDescriptor};
 use vring::{ChainFault, PopError, RingFault, RingFeatures, Segment};
 
 const SIZE: u16 = 16;
@@ -245,17 +246,18 @@ fn add(rig: &mut Rig, request: &Request) {
                 rig.memory.write_slice(&entry.bytes(), at).unwrap();
             }
             let len = 16 * u32::try_from(segments.len()).unwrap();
-            let head = rig
-                .guest
-                .add_chain(&[rig::segment(table, len)], &[])
-                .unwrap();
-            rig.guest.write_desc(head, table, len, 4, 0);
+            let descriptor = RawDescriptor {
+                address: table,
+                len,
+                flags: F_INDIRECT,
+            };
+            rig.guest.add_raw(&[descriptor]).unwrap();
         }
         Some(_) => {}
     }
 }
 
-fn corrupt(rig: &Rig, corruption: Corruption) {
+fn corrupt(rig: &mut Rig, corruption: Corruption) {
     match corruption {
         Corruption::Descriptor {
             index,
@@ -265,10 +267,10 @@ fn corrupt(rig: &Rig, corruption: Corruption) {
             let at = rig.config.addresses.descriptor_area.0 + 16 * u64::from(index) + field;
             rig.memory.write_obj(value, GuestAddress(at)).unwrap();
         }
-        Corruption::AvailEntry { position, head } => rig.guest.write_avail_entry(position, head),
+        Corruption::AvailEntry { position, head } => rig.split().write_avail_entry(position, head),
         Corruption::AvailIdx { ahead } => {
-            rig.guest
-                .set_avail_idx(rig.queue.next_avail().wrapping_add(ahead));
+            let idx = rig.next_avail().wrapping_add(ahead);
+            rig.split().set_avail_idx(idx);
         }
         Corruption::TableEntry { at, field, value } => {
             let at = GuestAddress(TABLE + 16 * at + field);
@@ -298,7 +300,7 @@ proptest! {
         }
         rig.guest.publish();
         for &corruption in &corruptions {
-            corrupt(&rig, corruption);
+            corrupt(&mut rig, corruption);
         }
 
         let mut bytes = vec![0; usize::try_from(END).unwrap()];
@@ -346,7 +348,7 @@ proptest! {
                 rig.queue.push(head, 0);
             }
             prop_assert_eq!(usize::from(rig.queue.in_flight()), walker.owned.len());
-            prop_assert_eq!(rig.queue.next_avail(), walker.next_avail);
+            prop_assert_eq!(rig.next_avail(), walker.next_avail);
         }
         for head in held {
             rig.queue.push(head, 0);
