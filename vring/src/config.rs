@@ -252,9 +252,9 @@ pub enum StartError {
         /// The queue size, in entries.
         size: u16,
     },
-    /// The available position of a packed ring's base is further ahead of its used position than
-    /// the ring is long, so more would be outstanding than there are descriptors. The front-end's
-    /// fault.
+    /// The available position of a packed ring's base, or of a saved split ring's, is further ahead
+    /// of the used one than the ring is long, so more would be outstanding than there are
+    /// descriptors. The front-end's fault.
     #[error("base is {outstanding} descriptors ahead of the used one, in a ring of {size}")]
     BaseTooFarAhead {
         /// Descriptors from the used position to the available one.

@@ -80,6 +80,11 @@ impl InOrder {
         self.count == 0
     }
 
+    /// Chains complete and not given back.
+    pub(crate) const fn waiting(&self) -> u16 {
+        self.count - self.in_flight
+    }
+
     /// Chains not complete.
     pub(crate) const fn in_flight(&self) -> u16 {
         self.in_flight

@@ -79,6 +79,7 @@
 //!
 //! - `driver`: the guest side of a ring, for tests, fuzzers, benches and load generators, able
 //!   to write deliberately wrong rings.
+//! - `serde`: [`QueueState`] can be serialised.
 
 mod base;
 mod batch;
@@ -96,6 +97,7 @@ mod packed;
 mod queue;
 mod ring_memory;
 mod split;
+mod state;
 
 // The public interface is:
 pub use crate::base::{PackedPosition, RingBase};
@@ -109,6 +111,7 @@ pub use crate::head::Head;
 pub use crate::packed::PackedQueue;
 pub use crate::queue::Queue;
 pub use crate::split::SplitQueue;
+pub use crate::state::{QueueState, RestoreError, SaveError};
 
 /// The README's example, compiled and run.
 #[cfg(doctest)]

@@ -493,6 +493,17 @@ impl<M: GuestMemoryBackend> PackedQueue<M> {
         self.ring_fault(RingFault::BufferIdInFlight { id })
     }
 
+    /// Chains pushed that the driver cannot see.
+    pub(crate) fn unpublished(&self) -> usize {
+        let waiting = self.in_order.as_ref().map_or(0, |order| order.waiting());
+        self.staged + usize::from(waiting)
+    }
+
+    /// Where the three areas are.
+    pub(crate) const fn addresses(&self) -> RingAddresses {
+        self.rings.addresses()
+    }
+
     /// Writes the next used descriptor, for `descriptors` of the ring: all but the first of a
     /// batch at once, since the driver looks at none before that one.
     #[inline]

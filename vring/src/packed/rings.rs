@@ -35,8 +35,7 @@ pub(crate) struct PackedRings<M> {
     /// The queue size less one, which masks a position: no subtraction that could overflow, and
     /// so no check, for each.
     mask: u16,
-    descriptor_area: GuestAddress,
-    device_area: GuestAddress,
+    addresses: RingAddresses,
     memory: Arc<M>,
 }
 
@@ -89,8 +88,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
             )?,
             size,
             mask: size.get() - 1,
-            descriptor_area: addresses.descriptor_area,
-            device_area: addresses.device_area,
+            addresses,
             memory,
         })
     }
@@ -101,6 +99,10 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
 
     pub(crate) const fn memory(&self) -> &Arc<M> {
         &self.memory
+    }
+
+    pub(crate) const fn addresses(&self) -> RingAddresses {
+        self.addresses
     }
 
     /// Everything but the address of the descriptor at `index` modulo the queue size. Acquire:
@@ -158,7 +160,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
     #[inline]
     pub(crate) fn store_device_event(&self, event: EventSuppression) {
         event_word(&self.device_event).store(event.to_word(), Ordering::Relaxed);
-        self.mark_dirty(self.device_area, EVENT_SUPPRESSION_LEN);
+        self.mark_dirty(self.addresses.device_area, EVENT_SUPPRESSION_LEN);
     }
 
     /// Records that the device wrote used descriptors among those from `first` up to, and without,
@@ -179,7 +181,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
         for (first, count) in [(first, head), (0, count - head)] {
             if count != 0 {
                 let offset = first * DESCRIPTOR_LEN;
-                let address = GuestAddress(self.descriptor_area.0 + offset as u64);
+                let address = GuestAddress(self.addresses.descriptor_area.0 + offset as u64);
                 self.mark_dirty(address, count * DESCRIPTOR_LEN);
             }
         }

@@ -144,6 +144,16 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     /// [`StartError`] if an area is misaligned, wraps, or is not inside one region, or if the
     /// configuration is that of a packed ring. Nothing has been written then.
     pub fn start(memory: Arc<M>, config: &QueueConfig) -> Result<Self, StartError> {
+        let (rings, next_avail) = Self::translate(memory, config)?;
+        let used_idx = rings.used_idx();
+        Ok(Self::begin(rings, config.features, next_avail, used_idx))
+    }
+
+    /// Everything of a start that can fail; writes nothing.
+    pub(crate) fn translate(
+        memory: Arc<M>,
+        config: &QueueConfig,
+    ) -> Result<(SplitRings<M>, u16), StartError> {
         let RingBase::Split { next_avail } = config.base else {
             return Err(StartError::FormatMismatch);
         };
@@ -151,12 +161,21 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
             return Err(StartError::FormatMismatch);
         }
         let rings = SplitRings::translate(memory, config.size, config.addresses)?;
-        let used_idx = rings.used_idx();
+        Ok((rings, next_avail))
+    }
+
+    /// The rest of a start.
+    pub(crate) fn begin(
+        rings: SplitRings<M>,
+        features: RingFeatures,
+        next_avail: u16,
+        used_idx: u16,
+    ) -> Self {
         rings.store_used_flags(0);
-        let (entries, in_order) = (config.size.get(), config.features.in_order);
-        Ok(Self {
+        let (entries, in_order) = (rings.size().get(), features.in_order);
+        Self {
             rings,
-            features: config.features,
+            features,
             next_avail,
             avail_idx: next_avail,
             used_idx,
@@ -169,7 +188,7 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
             fault: None,
             fault_reported: false,
             lost: false,
-        })
+        }
     }
 
     /// Takes the next chain the driver made available, or `None` if there is none.
@@ -453,6 +472,22 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
                 Err(error)
             }
         }
+    }
+
+    /// `used.idx` as published.
+    pub(crate) const fn used_idx(&self) -> u16 {
+        self.used_idx
+    }
+
+    /// Chains pushed that the driver cannot see.
+    pub(crate) fn unpublished(&self) -> usize {
+        let waiting = self.in_order.as_ref().map_or(0, |order| order.waiting());
+        self.staged + usize::from(waiting)
+    }
+
+    /// Where the three areas are.
+    pub(crate) const fn addresses(&self) -> RingAddresses {
+        self.rings.addresses()
     }
 
     /// Position of the next used element to write.

@@ -27,7 +27,7 @@ pub(crate) struct SplitRings<M> {
     available: Area,
     used: Area,
     size: QueueSize,
-    device_area: GuestAddress,
+    addresses: RingAddresses,
     memory: Arc<M>,
 }
 
@@ -80,7 +80,7 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
                 USED_RING_ALIGNMENT,
             )?,
             size,
-            device_area: addresses.device_area,
+            addresses,
             memory,
         })
     }
@@ -91,6 +91,10 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
 
     pub(crate) const fn memory(&self) -> &Arc<M> {
         &self.memory
+    }
+
+    pub(crate) const fn addresses(&self) -> RingAddresses {
+        self.addresses
     }
 
     /// Has the first descriptor of the chain at `position` of the available ring brought nearer.
@@ -222,7 +226,7 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
         // The bitmap's handle borrows the region, so it is looked up again: once per batch, and
         // only while there is a bitmap. The area was checked at start and the map is immutable,
         // so the lookup finds it again.
-        let address = GuestAddress(self.device_area.0 + offset as u64);
+        let address = GuestAddress(self.addresses.device_area.0 + offset as u64);
         if let Ok(slice) = self.memory.get_slice(address, len) {
             slice.bitmap().mark_dirty(0, len);
         }
