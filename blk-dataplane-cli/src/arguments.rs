@@ -1,8 +1,9 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use blk_dataplane::{DEFAULT_NUM_QUEUES, DEFAULT_QUEUE_SIZE, DeviceOptions};
+use blk_dataplane::{DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions};
 use clap::{ArgAction, Parser};
 
 use crate::Failure;
@@ -54,6 +55,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUE_SIZE)]
     queue_size: u16,
 
+    /// Look for work for up to N microseconds before sleeping, if that pays; 0 to sleep at once. More
+    /// lowers the latency of a guest that waits for each request, and costs CPU while it does.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_POLL_MAX.as_micros().try_into().unwrap_or(u32::MAX))]
+    poll_max_us: u32,
+
     /// Serial number the guest sees, at most 20 bytes.
     #[arg(long, value_name = "TEXT", default_value = "")]
     serial: String,
@@ -99,6 +105,7 @@ impl Arguments {
             serial: self.serial.clone(),
             num_queues: self.num_queues,
             queue_size: self.queue_size,
+            poll_max: Duration::from_micros(self.poll_max_us.into()),
         }
     }
 }
@@ -136,6 +143,15 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn polling_is_on_unless_switched_off() {
+        let poll_max = |line| parse(line).unwrap().device_options().poll_max;
+        assert_eq!(poll_max("x --null 1G"), DEFAULT_POLL_MAX);
+        assert_eq!(poll_max("x --null 1G --poll-max-us 0"), Duration::ZERO);
+        let fifty = Duration::from_micros(50);
+        assert_eq!(poll_max("x --null 1G --poll-max-us 50"), fifty);
     }
 
     #[test]

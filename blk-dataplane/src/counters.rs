@@ -50,6 +50,10 @@ counters! {
     notifications,
     /// Times the data thread went to sleep.
     sleeps,
+    /// Times it looked for work before sleeping, and work came: a sleep and a wake were saved.
+    polls_paid,
+    /// Times it looked in vain, and then slept.
+    polls_in_vain,
 }
 
 /// A counter with one writer. Plain load and store: a locked add would cost more than the request's

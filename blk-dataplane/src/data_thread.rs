@@ -9,12 +9,15 @@
 //!                    ^                                     │
 //!                    └── arm ── publish, call <── reap <───┘
 //! ```
+//!
+//! A pass that found nothing is repeated for a while before the sleep, as long as that pays: see [`Pace`].
 
 mod bounce;
 mod buffers;
 mod command;
 mod executor;
 mod flush;
+mod pace;
 mod queue;
 mod slots;
 
@@ -29,6 +32,7 @@ use vring::Chain;
 
 use self::buffers::MemoryRef;
 use self::executor::{Executor, Finished, Started};
+use self::pace::Pace;
 use self::queue::{Fetched, QueueState};
 use self::slots::SlotId;
 
@@ -91,6 +95,7 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     commands: Receiver<Command<M>>,
     queues: Box<[Option<Box<QueueState<M>>>]>,
     executor: Executor<M>,
+    pace: Pace,
     memory: MemoryRef<M>,
     /// Where every chain is popped into.
     chain: Chain,
@@ -122,6 +127,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             commands,
             queues: (0..device.num_queues()).map(|_| None).collect(),
             executor,
+            pace: Pace::new(device.poll_max()),
             memory: MemoryRef::new(memory),
             chain: Chain::for_queue(device.max_queue_size()),
             first_queue: 0,
@@ -152,7 +158,12 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 break;
             }
             // While work keeps coming the thread neither sleeps nor lets the guest kick.
-            let idle = !fetched && completed == 0 && self.arm();
+            let idle = if fetched || completed > 0 {
+                self.pace.work(&self.counters);
+                false
+            } else {
+                !self.keep_polling() && self.arm()
+            };
             // After all that touches memory in a pass. A ring that was lost says so at the next pop.
             if !self.notice_lost_memory() && idle {
                 self.sleep();
@@ -306,6 +317,19 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             let _ = reply.send(());
         }
         exit
+    }
+
+    /// Whether to look for work again before letting the guest kick and sleeping.
+    fn keep_polling(&mut self) -> bool {
+        let in_flight = self.executor.in_flight() > 0;
+        // With nothing to come from anywhere, only control is waited for, and that can wait.
+        let expecting = in_flight
+            || !self.on_hold() && self.queues.iter().flatten().any(|queue| queue.may_fetch());
+        let again = expecting && self.pace.keep_polling(in_flight);
+        if again {
+            std::hint::spin_loop();
+        }
+        again
     }
 
     /// Lets the guest kick again before a sleep. False if something came in meanwhile: the kick for

@@ -1,5 +1,8 @@
 //! The device a guest sees: what backs it, its features, its configuration space.
 
+use std::time::Duration;
+
+pub use event_poll::{DEFAULT_POLL_MAX, POLL_MAX_LIMIT};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -57,6 +60,10 @@ pub struct DeviceOptions {
     pub num_queues: u16,
     /// Largest ring accepted, a power of two from 2 to 32768.
     pub queue_size: u16,
+    /// Longest time the data thread looks for work before it sleeps, at most [`POLL_MAX_LIMIT`]; zero:
+    /// it sleeps at once. Within that limit it learns what pays, up to not looking at all: an idle device
+    /// and one with a paced load use no more of the processor.
+    pub poll_max: Duration,
 }
 
 impl Default for DeviceOptions {
@@ -65,6 +72,7 @@ impl Default for DeviceOptions {
             serial: String::new(),
             num_queues: DEFAULT_NUM_QUEUES,
             queue_size: DEFAULT_QUEUE_SIZE,
+            poll_max: DEFAULT_POLL_MAX,
         }
     }
 }
@@ -83,6 +91,9 @@ impl DeviceOptions {
         }
         if self.num_queues == 0 || self.num_queues > MAX_NUM_QUEUES {
             return Err(DeviceError::NumQueues(self.num_queues));
+        }
+        if self.poll_max > POLL_MAX_LIMIT {
+            return Err(DeviceError::PollMax(self.poll_max));
         }
         QueueSize::new(u32::from(self.queue_size))
             .ok()
@@ -107,6 +118,9 @@ pub enum DeviceError {
     /// Not a power of two from 2 to 32768 (virtio 1.3 §2.7; a ring of 1 cannot hold header and status).
     #[error("queue size {0}; a power of two from 2 to 32768 is needed")]
     QueueSize(u16),
+    /// More than [`POLL_MAX_LIMIT`].
+    #[error("polling for up to {0:?}; at most {POLL_MAX_LIMIT:?} are possible")]
+    PollMax(Duration),
     /// A disk of no sectors.
     #[error("the device would be empty")]
     Empty,
@@ -119,6 +133,7 @@ pub struct Device {
     serial: [u8; ID_LEN],
     num_queues: u16,
     max_queue_size: QueueSize,
+    poll_max: Duration,
     config: ConfigSpace,
 }
 
@@ -149,6 +164,7 @@ impl Device {
             serial,
             num_queues: options.num_queues,
             max_queue_size,
+            poll_max: options.poll_max,
             config,
         })
     }
@@ -185,6 +201,12 @@ impl Device {
     #[must_use]
     pub fn max_queue_size(&self) -> QueueSize {
         self.max_queue_size
+    }
+
+    /// Longest time the data thread looks for work before it sleeps.
+    #[must_use]
+    pub fn poll_max(&self) -> Duration {
+        self.poll_max
     }
 
     /// What stores the content.

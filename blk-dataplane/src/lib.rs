@@ -46,8 +46,8 @@ pub use counters::CounterSnapshot;
 pub use data_thread::StartError;
 pub use dataplane::{DataPlane, Gone, QueueError, QueueSetup, StopError};
 pub use device::{
-    Backing, DEFAULT_NUM_QUEUES, DEFAULT_QUEUE_SIZE, Device, DeviceError, DeviceOptions,
-    MAX_NUM_QUEUES,
+    Backing, DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, Device, DeviceError,
+    DeviceOptions, MAX_NUM_QUEUES, POLL_MAX_LIMIT,
 };
 /// Installed by whoever owns the process: `SigbusGuard::install()`. Without it a front-end that truncates
 /// the guest's memory ends the process; with it, requests and rings in that memory fail.

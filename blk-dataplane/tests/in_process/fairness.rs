@@ -2,8 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use blk_dataplane::{Backing, Device, DeviceOptions, Notifier, QueueSetup};
+use blk_dataplane::{
+    Backing, Device, DeviceError, DeviceOptions, Notifier, POLL_MAX_LIMIT, QueueSetup,
+};
 
 use vring::driver::{F_INDIRECT, F_NEXT, F_WRITE};
 
@@ -11,7 +14,7 @@ use crate::support::embedded::{Embedded, setup, single};
 use crate::support::queue::{EVENT_IDX, FEATURES, GuestQueue};
 use crate::support::ram::HIGH;
 use crate::support::request::{Framing, OK, Request, Table};
-use crate::support::scratch::{Kind, Scratch, null_device};
+use crate::support::scratch::{Kind, Scratch, null_device, options};
 use crate::support::{DEADLINE, eventually};
 
 /// `VIRTQ_USED_F_NO_NOTIFY`
@@ -231,9 +234,74 @@ fn idle_device_sleeps() {
     eventually("the device to sleep", || vmm.plane.counters().sleeps > 0);
     // Nothing to do: at most the sleep that begins now is counted.
     let before = vmm.plane.counters();
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     let after = vmm.plane.counters();
     assert!(after.sleeps <= before.sleeps + 1, "it wakes for nothing");
+}
+
+fn polling_device(poll_max: Duration) -> Device {
+    let options = DeviceOptions {
+        poll_max,
+        ..options()
+    };
+    Device::new(Backing::null(1 << 20), &options).unwrap()
+}
+
+#[test]
+fn polling_catches_a_guest_that_waits_for_each_request_without_a_sleep() {
+    let (vmm, mut queue) = single(&polling_device(POLL_MAX_LIMIT));
+    // A machine under load may take the processor away for longer than the limit, but not each time.
+    eventually("20 requests without a sleep", || {
+        let before = vmm.plane.counters();
+        for _ in 0..20 {
+            queue.arena.reset();
+            queue.answer(&Request::read(0, 512));
+        }
+        let after = vmm.plane.counters();
+        after.sleeps == before.sleeps && after.polls_paid - before.polls_paid >= 18
+    });
+}
+
+#[test]
+fn polling_that_does_not_pay_is_given_up_and_an_idle_device_sleeps() {
+    let (vmm, mut queue) = single(&polling_device(Duration::from_micros(32)));
+    for _ in 0..200 {
+        let before = vmm.plane.counters().sleeps;
+        queue.arena.reset();
+        queue.answer(&Request::read(0, 512));
+        eventually("a sleep", || vmm.plane.counters().sleeps > before);
+        // Far beyond the limit.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let counters = vmm.plane.counters();
+    // Until given up, and then one in 16, in 32, in 64, in 128 requests.
+    assert!(counters.polls_in_vain <= 20, "{counters:?}");
+    let before = vmm.plane.counters();
+    std::thread::sleep(Duration::from_millis(50));
+    let after = vmm.plane.counters();
+    assert!(after.sleeps <= before.sleeps + 1, "it wakes for nothing");
+    assert_eq!(after.polls_in_vain, before.polls_in_vain);
+}
+
+#[test]
+fn with_polling_off_nothing_is_polled() {
+    let (vmm, mut queue) = single(&polling_device(Duration::ZERO));
+    for _ in 0..100 {
+        queue.arena.reset();
+        queue.answer(&Request::read(0, 512));
+    }
+    let counters = vmm.plane.counters();
+    assert_eq!((counters.polls_paid, counters.polls_in_vain), (0, 0));
+}
+
+#[test]
+fn polling_beyond_the_limit_is_refused() {
+    let options = DeviceOptions {
+        poll_max: POLL_MAX_LIMIT + Duration::from_micros(1),
+        ..options()
+    };
+    let refused = Device::new(Backing::null(1 << 20), &options);
+    assert!(matches!(refused, Err(DeviceError::PollMax(_))));
 }
 
 #[test]
