@@ -12,7 +12,7 @@ use vring::{Finished, PopError, Queue, RingFault, RingFeatures};
 /// Entries of the rings here.
 const SIZE: u16 = 8;
 
-fn rig(features: RingFeatures) -> Rig {
+fn fresh(features: RingFeatures) -> Rig {
     Rig::new(u32::from(SIZE), features)
 }
 
@@ -25,7 +25,7 @@ fn a11_a_driver_that_publishes_at_every_pop_does_not_hold_the_device() {
                 mut queue,
                 mut chain,
                 ..
-            } = rig(features);
+            } = fresh(features);
             offer_buffer(&mut guest);
             let mut served = 0;
             for _ in 0..3 {
@@ -47,7 +47,7 @@ fn a11_a_driver_that_publishes_at_every_pop_does_not_hold_the_device() {
 #[test]
 fn n6_a_driver_that_publishes_when_kicks_are_enabled_does_not_hold_finish() {
     for features in all() {
-        let mut rig = rig(features);
+        let mut rig = fresh(features);
         let mut batch = rig.queue.batch(5);
         assert_eq!(batch.pop(&mut rig.chain), Ok(None));
         offer_buffer(&mut rig.guest);
@@ -60,7 +60,7 @@ fn n6_a_driver_that_publishes_when_kicks_are_enabled_does_not_hold_finish() {
 #[test]
 fn one_publication_and_one_decision_for_a_whole_pass() {
     for features in all() {
-        let mut rig = rig(features);
+        let mut rig = fresh(features);
         for _ in 0..4 {
             rig.offer_buffer();
         }
@@ -105,7 +105,7 @@ fn one_publication_and_one_decision_for_a_whole_pass() {
 #[test]
 fn chains_of_an_earlier_pass_are_given_back_in_a_later_one() {
     for features in all() {
-        let mut rig = rig(features);
+        let mut rig = fresh(features);
         rig.offer_buffer();
         let mut batch = rig.queue.batch(SIZE);
         let head = batch.pop(&mut rig.chain).unwrap().unwrap();
@@ -121,7 +121,7 @@ fn chains_of_an_earlier_pass_are_given_back_in_a_later_one() {
 #[test]
 fn a_pass_that_was_dropped_leaves_the_interrupt_to_the_next() {
     for features in all() {
-        let mut rig = rig(features);
+        let mut rig = fresh(features);
         rig.guest.enable_interrupts();
         // The first decision is always yes.
         rig.queue.should_notify();
@@ -139,7 +139,7 @@ fn a_pass_that_was_dropped_leaves_the_interrupt_to_the_next() {
 #[test]
 fn a_ring_fault_ends_the_pass_and_what_was_pushed_is_published() {
     for features in both(PLAIN) {
-        let mut rig = rig(features);
+        let mut rig = fresh(features);
         rig.offer_buffer();
         let mut batch = rig.queue.batch(SIZE);
         let head = batch.pop(&mut rig.chain).unwrap().unwrap();
@@ -177,7 +177,7 @@ fn a_ring_fault_ends_the_pass_and_what_was_pushed_is_published() {
 #[test]
 fn a_broken_chain_counts_towards_the_limit() {
     for features in both(PLAIN) {
-        let mut rig = rig(features);
+        let mut rig = fresh(features);
         let buffer = vring::Segment {
             addr: vm_memory::GuestAddress(u64::MAX),
             len: 2,
@@ -200,7 +200,7 @@ fn a_broken_chain_counts_towards_the_limit() {
 #[test]
 fn a_queue_of_known_format_has_passes_too() {
     for features in all() {
-        let mut rig = rig(features);
+        let mut rig = fresh(features);
         rig.offer_buffer();
         let finished = match &mut rig.queue {
             Queue::Packed(queue) => {
@@ -232,7 +232,7 @@ fn n7_no_wake_up_is_lost_between_two_threads_by_passes() {
                 mut queue,
                 mut chain,
                 ..
-            } = rig(features);
+            } = fresh(features);
             let (kick, kicked) = mpsc::channel();
             let (interrupt, interrupted) = mpsc::channel();
             let device = std::thread::spawn(move || {

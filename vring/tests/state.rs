@@ -1,17 +1,24 @@
 //! Saving an idle queue and going on from there: exactly, or not at all.
 
-mod either;
+mod rig;
 
 use std::sync::Arc;
 
-use either::{BUFFERS, Memory, Rig, SIZE, base, offer};
 use proptest::prelude::*;
+use rig::{BUFFERS, Memory, Rig, SEAM};
 use vm_memory::{Bytes, GuestAddress};
 use vring::driver::Driver;
 use vring::{
     PackedPosition, PopError, Queue, QueueConfig, QueueSize, QueueState, RestoreError,
     RingAddresses, RingBase, RingFault, RingFeatures, SaveError, Segment, StartError,
 };
+
+/// Entries of the rings here.
+const SIZE: u16 = 8;
+
+fn fresh(features: RingFeatures) -> Rig {
+    Rig::new(u32::from(SIZE), features)
+}
 
 fn features(packed: bool) -> RingFeatures {
     RingFeatures {
@@ -21,14 +28,14 @@ fn features(packed: bool) -> RingFeatures {
 }
 
 fn bytes(memory: &Memory) -> Vec<u8> {
-    let mut bytes = vec![0; 0x40000];
+    let mut bytes = vec![0; usize::try_from(SEAM).unwrap()];
     memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
     bytes
 }
 
 /// One chain there and back; what the guest sees of it.
 fn round_trip(rig: &mut Rig) -> (u16, Option<vring::driver::Used>) {
-    rig.offer();
+    rig.offer_buffer();
     let head = rig.pop_head();
     let index = head.index();
     rig.queue.push(head, 7);
@@ -40,12 +47,12 @@ fn round_trip(rig: &mut Rig) -> (u16, Option<vring::driver::Used>) {
 fn a_queue_that_is_not_idle_says_what_to_do_first() {
     for packed in [false, true] {
         for in_order in [false, true] {
-            let mut rig = Rig::new(RingFeatures {
+            let mut rig = fresh(RingFeatures {
                 in_order,
                 ..features(packed)
             });
-            rig.offer();
-            rig.offer();
+            rig.offer_buffer();
+            rig.offer_buffer();
             let first = rig.pop_head();
             let second = rig.pop_head();
             let in_flight = |count| Err(SaveError::InFlight { count });
@@ -68,7 +75,7 @@ fn a_queue_that_is_not_idle_says_what_to_do_first() {
 
 #[test]
 fn a_broken_ring_is_not_saved() {
-    let mut rig = Rig::new(features(false));
+    let mut rig = fresh(features(false));
     let Driver::Split(guest) = &mut rig.guest else {
         panic!("a split ring");
     };
@@ -78,7 +85,7 @@ fn a_broken_ring_is_not_saved() {
     };
     assert_eq!(rig.queue.save(), Err(SaveError::Stopped { fault }));
 
-    let mut rig = Rig::new(features(true));
+    let mut rig = fresh(features(true));
     let elsewhere = Arc::new(Memory::from_ranges(&[(GuestAddress(1 << 40), 0x1000)]).unwrap());
     rig.queue
         .set_memory(elsewhere, rig.config.addresses)
@@ -90,7 +97,7 @@ fn a_broken_ring_is_not_saved() {
 #[test]
 fn a_ring_that_moved_is_saved_where_it_is_now() {
     for packed in [false, true] {
-        let mut rig = Rig::new(features(packed));
+        let mut rig = fresh(features(packed));
         round_trip(&mut rig);
         let shift = 0x10_0000;
         let start = GuestAddress(shift);
@@ -113,7 +120,7 @@ fn a_ring_that_moved_is_saved_where_it_is_now() {
 
 #[test]
 fn a_state_of_another_moment_is_refused_and_nothing_written() {
-    let mut rig = Rig::new(features(false));
+    let mut rig = fresh(features(false));
     round_trip(&mut rig);
     rig.queue.disable_notification();
     let state = rig.queue.save().unwrap();
@@ -129,7 +136,7 @@ fn a_state_of_another_moment_is_refused_and_nothing_written() {
 #[test]
 fn a_state_that_contradicts_itself_is_refused() {
     for packed in [false, true] {
-        let rig = Rig::new(features(packed));
+        let rig = fresh(features(packed));
         let state = rig.queue.save().unwrap();
         let restore = |state| Queue::restore(Arc::clone(&rig.memory), &state).map(drop);
         assert_eq!(restore(state), Ok(()));
@@ -176,11 +183,11 @@ fn a_state_that_contradicts_itself_is_refused() {
 #[test]
 fn kicks_are_enabled_and_the_first_decision_is_to_interrupt() {
     for packed in [false, true] {
-        let mut rig = Rig::new(features(packed));
+        let mut rig = fresh(features(packed));
         round_trip(&mut rig);
         rig.queue.should_notify();
         rig.queue.disable_notification();
-        rig.offer();
+        rig.offer_buffer();
         assert!(!rig.guest.needs_kick());
         let head = rig.pop_head();
         rig.queue.unpop(head).unwrap();
@@ -190,7 +197,7 @@ fn kicks_are_enabled_and_the_first_decision_is_to_interrupt() {
         assert!(!rig.queue.enable_notification(), "a chain is waiting");
         let head = rig.pop_head();
         rig.queue.push(head, 0);
-        offer(&mut rig.guest);
+        rig.offer_buffer();
         assert!(rig.guest.needs_kick());
     }
 }
@@ -342,9 +349,8 @@ proptest! {
         start: u16,
         steps in proptest::collection::vec(step(), 1..150),
     ) {
-        let base = base(features, start);
-        let mut replaced = Rig::starting_at(features, base);
-        let mut kept = Rig::starting_at(features, base);
+        let mut replaced = Rig::starting_at(u32::from(SIZE), features, start);
+        let mut kept = Rig::starting_at(u32::from(SIZE), features, start);
         prop_assert_eq!(run(&mut replaced, &steps, true), run(&mut kept, &steps, false));
         prop_assert_eq!(replaced.queue.save(), kept.queue.save());
         prop_assert!(bytes(&replaced.memory) == bytes(&kept.memory));
@@ -356,7 +362,7 @@ proptest! {
         state in any_state(),
         noise in proptest::collection::vec((0u64..0x3ff00, any::<u64>()), 0..100),
     ) {
-        let rig = Rig::new(RingFeatures::default());
+        let rig = fresh(RingFeatures::default());
         for (at, value) in noise {
             rig.memory.write_obj(value, GuestAddress(at)).unwrap();
         }
@@ -384,7 +390,7 @@ proptest! {
     fn no_text_makes_reading_a_state_panic(text in "\\PC*", cut in 0usize..400, put: char) {
         let _ = serde_json::from_str::<QueueState>(&text);
         // And a valid one with one character changed: an error, or a state that is checked later.
-        let rig = Rig::new(RingFeatures::default());
+        let rig = fresh(RingFeatures::default());
         let mut json = serde_json::to_string(&rig.queue.save().unwrap()).unwrap();
         if json.is_char_boundary(cut) && cut < json.len() {
             json.remove(cut);
@@ -398,20 +404,20 @@ proptest! {
 
 #[test]
 fn the_serialised_form_is_this() {
-    let rig = Rig::starting_at(features(false), RingBase::Split { next_avail: 7 });
+    let rig = Rig::starting_at(u32::from(SIZE), features(false), 7);
     let json = serde_json::to_string(&rig.queue.save().unwrap()).unwrap();
     assert_eq!(
         json,
         r#"{"size":8,"descriptor_area":4096,"driver_area":4224,"device_area":4288,"indirect_desc":false,"event_idx":false,"in_order":false,"position":{"split":{"next_avail":7,"used_idx":7}}}"#
     );
-    let rig = Rig::new(features(true));
+    let rig = fresh(features(true));
     let json = serde_json::to_string(&rig.queue.save().unwrap()).unwrap();
     assert!(json.ends_with(r#""position":{"packed":{"avail":32768,"used":32768}}}"#));
 }
 
 #[test]
 fn r2_a_serialised_size_that_is_none_is_refused() {
-    let rig = Rig::new(features(false));
+    let rig = fresh(features(false));
     let json = serde_json::to_string(&rig.queue.save().unwrap()).unwrap();
     for wrong in [
         r#""size":0"#,
