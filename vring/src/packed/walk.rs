@@ -173,3 +173,87 @@ const fn misplaced(indirect_desc: bool, tail: Tail) -> ChainFault {
         ChainFault::IndirectAmongDirect
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::QueueSize;
+    use crate::packed::descriptor::{F_AVAIL, F_USED};
+    use crate::split::descriptor::{F_INDIRECT, F_NEXT, F_WRITE};
+
+    const LIMIT: u16 = 8;
+
+    fn tail(len: u32, id: u16, flags: u16) -> Tail {
+        Tail { len, id, flags }
+    }
+
+    /// Walks `ring` with a reader that records each descriptor asked for: how far ahead of the
+    /// first, which the caller of the walk has read.
+    fn reads(ring: &[Tail]) -> (Result<Walked, Broken>, Vec<u16>) {
+        let mut chain = Chain::for_queue(QueueSize::try_from(LIMIT).unwrap());
+        let mut asked = Vec::new();
+        let outcome = walk_ring(true, ring[0], 0x1000, LIMIT, &mut chain, |ahead| {
+            asked.push(ahead);
+            (ring[usize::from(ahead)], 0x1000)
+        });
+        (outcome, asked)
+    }
+
+    #[test]
+    fn t1_each_descriptor_of_a_chain_is_read_once_in_order() {
+        let ring = [
+            tail(16, 1, F_NEXT),
+            tail(0, 2, F_NEXT),
+            tail(512, 3, F_NEXT | F_WRITE),
+            tail(1, 4, F_WRITE),
+            tail(0, 5, 0),
+        ];
+        let walked = Walked {
+            descriptors: 4,
+            id: 4,
+        };
+        assert_eq!(reads(&ring), (Ok(walked), vec![1, 2, 3]));
+        assert!(reads(&ring[4..]).1.is_empty());
+    }
+
+    #[test]
+    fn t1_a_broken_chain_is_read_once_to_its_end() {
+        for (flags, fault) in [
+            (F_NEXT, ChainFault::ReadableAfterWritable),
+            (F_NEXT | F_INDIRECT, ChainFault::IndirectAndNext),
+        ] {
+            let ring = [
+                tail(16, 1, F_NEXT | F_WRITE),
+                tail(16, 2, flags),
+                tail(16, 3, F_NEXT),
+                tail(16, 4, F_WRITE | F_INDIRECT),
+            ];
+            let walked = Walked {
+                descriptors: 4,
+                id: 4,
+            };
+            let broken = Broken::Chain { walked, fault };
+            assert_eq!(reads(&ring), (Err(broken), vec![1, 2, 3]));
+        }
+    }
+
+    #[test]
+    fn d3_no_descriptor_beyond_the_limit_is_read() {
+        for broken in [0, F_INDIRECT] {
+            let ring = [tail(0, 0, F_NEXT | broken); LIMIT as usize];
+            assert_eq!(reads(&ring), (Err(Broken::Endless), (1..LIMIT).collect()));
+        }
+    }
+
+    #[test]
+    fn later_descriptors_need_not_be_marked_available() {
+        for bits in [0, F_AVAIL, F_USED, F_AVAIL | F_USED] {
+            let ring = [tail(1, 0, F_NEXT | F_AVAIL), tail(1, 7, bits)];
+            let walked = Walked {
+                descriptors: 2,
+                id: 7,
+            };
+            assert_eq!(reads(&ring), (Ok(walked), vec![1]));
+        }
+    }
+}
