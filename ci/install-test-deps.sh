@@ -10,6 +10,7 @@ needed=(
     fio:fio                            # copied into the guest: random writes, verified
     busybox:busybox-static             # the guest's userland, and cpio and depmod on the host
     mkfs.ext4:e2fsprogs                # copied into the guest; e2fsck checks the image on the host
+    valgrind:valgrind                  # counts instructions, for the bar against virtio-queue
     strace:strace                      # shows that a flush reached the file
     dpkg-deb:dpkg                      # unpacks the guest's kernel
     dd:coreutils                       # copied into the guest: writes past its page cache

@@ -16,6 +16,14 @@ done
 echo "== test: vring's barriers, release"
 cargo test -q --release -p vring --test barriers
 
+# Of the code as it is shipped: what vring costs beside virtio-queue, counted by valgrind.
+echo "== test: instructions per chain, release"
+cargo test -q --release -p benches --test instructions
+
 # Named, since a plain `cargo test` here means the default member, the program, alone.
 echo "== test: workspace, all features"
 cargo test --workspace --all-features "$@"
+
+# Times nothing.
+echo "== test: benches, each once and quickly"
+cargo test -q --workspace --all-features --bench '*'

@@ -15,6 +15,7 @@ mod bare_aio;
 mod bare_uring;
 pub mod disk;
 pub mod fixture;
+pub mod instructions;
 pub mod lookups;
 pub mod reads;
 pub mod rings;

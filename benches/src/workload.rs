@@ -7,7 +7,7 @@ use crate::disk::{Disk, Guest};
 use crate::fixture::{BLOCK, BlockFile, Random};
 use crate::lookups::{ADDRESSES, Order, Regions, look_up};
 use crate::reads::{DEPTH, Reader, Reads};
-use crate::rings::{Layout, Ring, Server};
+use crate::rings::{self, Layout, Ring, Server};
 use crate::{Error, allocations};
 
 /// Chains in a batch of the ring workloads.
@@ -22,15 +22,29 @@ type Workload = (&'static str, fn(u64) -> Result<u64, Error>);
 /// All of them. Each takes the number of units (chains, requests, reads) and returns the
 /// allocations of the second half of them, when everything has warmed up.
 pub const WORKLOADS: &[Workload] = &[
-    ("vring-direct", |n| ring(Server::Vring, Layout::Direct, n)),
-    ("vring-indirect", |n| {
-        ring(Server::Vring, Layout::Indirect, n)
+    ("vring-split-direct", |n| {
+        ring(Server::VringSplit, Layout::Direct, n)
+    }),
+    ("vring-split-indirect", |n| {
+        ring(Server::VringSplit, Layout::Indirect, n)
+    }),
+    ("vring-packed-direct", |n| {
+        ring(Server::VringPacked, Layout::Direct, n)
+    }),
+    ("vring-packed-indirect", |n| {
+        ring(Server::VringPacked, Layout::Indirect, n)
     }),
     ("virtio-queue-direct", |n| {
         ring(Server::VirtioQueue, Layout::Direct, n)
     }),
     ("virtio-queue-indirect", |n| {
         ring(Server::VirtioQueue, Layout::Indirect, n)
+    }),
+    ("virtio-queue-iter-direct", |n| {
+        ring(Server::VirtioQueueIter, Layout::Direct, n)
+    }),
+    ("virtio-queue-iter-indirect", |n| {
+        ring(Server::VirtioQueueIter, Layout::Indirect, n)
     }),
     ("lookup-1", |n| {
         lookups(&Regions::even(1).hostmem()?, &Regions::even(1), n)
@@ -84,6 +98,12 @@ pub fn run(name: &str, units: u64) -> Result<u64, Error> {
             format!("no workload {name}; there are {}", names.join(", "))
         })?;
     run(units)
+}
+
+/// The function that the instructions of this workload are counted within, if it is not all of it: the
+/// device's side of a ring, without the guest that fills it.
+pub fn counted_within(name: &str) -> Option<&'static str> {
+    (name.starts_with("vring-") || name.starts_with("virtio-queue-")).then_some(rings::SERVE)
 }
 
 /// Does the work in halves and counts the allocations of the second.

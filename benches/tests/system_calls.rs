@@ -29,7 +29,8 @@ fn ioq_makes_one_system_call_a_batch_and_vring_none() {
     );
     assert_eq!(system_calls_per_unit("ioq-batch-1"), 1.0);
     assert_eq!(system_calls_per_unit("ioq-batch-32"), 1.0 / 32.0);
-    assert_eq!(system_calls_per_unit("vring-direct"), 0.0);
+    assert_eq!(system_calls_per_unit("vring-split-direct"), 0.0);
+    assert_eq!(system_calls_per_unit("vring-packed-direct"), 0.0);
 }
 
 #[test]

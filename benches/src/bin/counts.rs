@@ -6,10 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use benches::{Error, syscalls, workload};
-
-/// Units of the shorter run under valgrind: enough that what does not cancel out vanishes.
-const INSTRUCTION_UNITS: u64 = 32_000;
+use benches::{Error, instructions, syscalls, workload};
 
 /// Units of the shorter run under the system call counter, which slows the program down a lot.
 const SYSTEM_CALL_UNITS: u64 = 3_200;
@@ -32,7 +29,7 @@ fn main() -> Result<(), Error> {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let load = load()?;
     println!(
-        "{:<24} {:>12} {:>12}  system calls per unit",
+        "{:<26} {:>12} {:>12}  system calls per unit",
         "per unit", "instructions", "allocations"
     );
     for (name, _) in workload::WORKLOADS {
@@ -40,14 +37,15 @@ fn main() -> Result<(), Error> {
             continue;
         }
         let instructions = if is_single_threaded(name) {
-            format!("{:.1}", instructions(&load, name)?)
+            let within = workload::counted_within(name);
+            format!("{:.1}", instructions::per_unit(&load, name, within)?)
         } else {
             // Two threads that wait for each other take turns under valgrind: no figure to compare.
             "-".to_owned()
         };
         let allocations = workload::run(name, ALLOCATION_UNITS)?;
         println!(
-            "{name:<24} {instructions:>12} {:>12.4}  {}",
+            "{name:<26} {instructions:>12} {:>12.4}  {}",
             allocations as f64 / (ALLOCATION_UNITS / 2) as f64,
             system_calls(&load, name)?,
         );
@@ -71,29 +69,6 @@ fn load() -> Result<PathBuf, Error> {
         )
         .into())
     }
-}
-
-fn instructions(load: &Path, name: &str) -> Result<f64, Error> {
-    let collected = |units: u64| -> Result<u64, Error> {
-        let output = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-            .arg(load)
-            .arg(name)
-            .arg(units.to_string())
-            .output()
-            .map_err(|e| format!("valgrind: {e} (Debian package: valgrind)"))?;
-        let text = String::from_utf8_lossy(&output.stderr);
-        let line = text.lines().find_map(|line| line.split_once("Collected :"));
-        match line {
-            Some((_, number)) if output.status.success() => Ok(number.trim().parse()?),
-            _ => Err(format!("valgrind: {text}").into()),
-        }
-    };
-    let (short, long) = (
-        collected(INSTRUCTION_UNITS)?,
-        collected(2 * INSTRUCTION_UNITS)?,
-    );
-    Ok(long.saturating_sub(short) as f64 / INSTRUCTION_UNITS as f64)
 }
 
 fn system_calls(load: &Path, name: &str) -> Result<String, Error> {
