@@ -31,6 +31,10 @@ use crate::head::Head;
 use crate::in_order::InOrder;
 use crate::split::descriptor::F_WRITE;
 
+/// Descriptors from the one a chain is looked for at to the one that is brought nearer meanwhile:
+/// two cache lines, beyond most chains. 4 and 12 are about as good.
+const PREFETCH_AHEAD: u16 = 8;
+
 /// A started packed ring, device side.
 ///
 /// The same operations as [`SplitQueue`](crate::SplitQueue), with the same meaning; what that says
@@ -202,6 +206,11 @@ impl<M: GuestMemoryBackend> PackedQueue<M> {
         if !first.is_available(wrap(self.next_avail, size)) {
             return Ok(None);
         }
+        // The driver wrote the descriptors, mostly on another processor, and fetching a line from
+        // there takes longer than the rest of a pop. Measured with a driver on another core:
+        // chains of three take a quarter to a third less time in batches of 8 to 64; single
+        // descriptors, as the indirect ones are, and batches of one no more and no less.
+        self.rings.prefetch(self.next_avail.wrapping_add(PREFETCH_AHEAD));
         // The descriptors up to `used`, a ring further on, are those of chains that the driver has
         // not got back, so none of this chain can be among them.
         let limit = size.saturating_sub(self.next_avail.wrapping_sub(self.used));

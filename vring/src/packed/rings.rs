@@ -115,6 +115,12 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
         Tail::from_word(tail.load(Ordering::Acquire))
     }
 
+    /// Has the descriptor at `index` modulo the queue size brought nearer.
+    #[inline]
+    pub(crate) fn prefetch(&self, index: u16) {
+        self.descriptors.prefetch(self.slot(index) * DESCRIPTOR_LEN);
+    }
+
     /// The address of the descriptor at `index` modulo the queue size. Relaxed: ordered after the
     /// flags by the acquire in `tail`.
     #[inline]
