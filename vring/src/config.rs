@@ -10,6 +10,9 @@ use crate::base::RingBase;
 
 /// Number of entries of a virtqueue: a power of two in `1..=32768` (virtio 1.3 §2.7).
 ///
+/// A packed ring may have any number up to 32768 (§2.8.10.1) unless the transport asks for a power
+/// of two; drivers and front-ends use one for both formats, and so does this crate.
+///
 /// The bound and the power of two hold for every value of this type, so ring arithmetic masks
 /// instead of dividing, and nothing later has to ask again.
 ///

@@ -3,10 +3,13 @@
 //! # Overview
 //!
 //! A virtqueue is shared memory that a guest may fill with anything at any time. This crate turns
-//! it into owned values: [`SplitQueue::pop`] takes a chain of buffers the guest made available,
-//! [`SplitQueue::push`] gives it back. Whatever the ring holds, no call panics, loops without
-//! bound, allocates, or writes outside the used ring; what the driver did wrong is a value
-//! ([`ChainFault`], [`RingFault`]) that says so.
+//! it into owned values: [`Queue::pop`] takes a chain of buffers the guest made available,
+//! [`Queue::push`] gives it back. Whatever the ring holds, no call panics, loops without bound,
+//! allocates, or writes to the ring where a device has nothing to write; what the driver did wrong
+//! is a value ([`ChainFault`], [`RingFault`]) that says so.
+//!
+//! A [`Queue`] has the format that was negotiated, [`SplitQueue`] (virtio 1.3 §2.7) and
+//! [`PackedQueue`] (§2.8) one each, with the same operations.
 //!
 //! A virtual machine monitor that only wants a ring depends on this crate alone: guest memory is
 //! any [`vm_memory::GuestMemoryBackend`].
@@ -25,16 +28,22 @@
 //!        └─ should_notify: one interrupt decision for all
 //! ```
 //!
+//! (Split, as drawn. In a packed ring one ring of descriptors is all three.)
+//!
+//! In a packed ring the three boxes on the left are one, the descriptor ring, and the store that
+//! publishes is that of the first used descriptor's flags.
+//!
 //! - Configuration is parsed once ([`QueueSize`], [`QueueConfig`]); a started queue has no
 //!   setters.
-//! - The three areas are translated to host pointers once, and every word is an atomic of its
-//!   exact width, read once. All unsafe code is in two modules, `ring_memory` and `split::rings`.
+//! - The three areas are translated to host pointers once, and every word is an atomic, read
+//!   once. All unsafe code is in three modules, `ring_memory`, `split::rings` and
+//!   `packed::rings`.
 //! - A broken chain costs that chain: its [`Head`] is pushed back with length 0. A broken ring
 //!   stops, is reported once, and lets what is in flight complete.
 //! - Chains go into storage the caller owns and reuses ([`Chain`]): nothing allocates after start.
 //! - Buffer addresses are not translated here. Their arithmetic is checked; whether memory is
 //!   behind them is for the consumer to find, who has to translate them for its I/O anyway.
-//! - Writes to the used ring are recorded in the memory's dirty bitmap, if it keeps one, for live
+//! - Writes to the ring are recorded in the memory's dirty bitmap, if it keeps one, for live
 //!   migration.
 //!
 //! # Example

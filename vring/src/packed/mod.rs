@@ -210,7 +210,8 @@ impl<M: GuestMemoryBackend> PackedQueue<M> {
         // there takes longer than the rest of a pop. Measured with a driver on another core:
         // chains of three take a quarter to a third less time in batches of 8 to 64; single
         // descriptors, as the indirect ones are, and batches of one no more and no less.
-        self.rings.prefetch(self.next_avail.wrapping_add(PREFETCH_AHEAD));
+        self.rings
+            .prefetch(self.next_avail.wrapping_add(PREFETCH_AHEAD));
         // The descriptors up to `used`, a ring further on, are those of chains that the driver has
         // not got back, so none of this chain can be among them.
         let limit = size.saturating_sub(self.next_avail.wrapping_sub(self.used));
