@@ -40,6 +40,7 @@ impl PackedPosition {
     }
 
     /// The position `count` descriptors on, at most one pass of a ring of `size`.
+    #[cfg(feature = "driver")]
     #[inline]
     pub(crate) const fn advanced(self, count: u16, size: u16) -> Self {
         debug_assert!(self.index < size && count <= size && size <= WRAP_BIT);

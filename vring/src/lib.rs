@@ -28,8 +28,6 @@
 //!        └─ should_notify: one interrupt decision for all
 //! ```
 //!
-//! (Split, as drawn. In a packed ring one ring of descriptors is all three.)
-//!
 //! In a packed ring the three boxes on the left are one, the descriptor ring, and the store that
 //! publishes is that of the first used descriptor's flags.
 //!
@@ -44,7 +42,7 @@
 //! - Buffer addresses are not translated here. Their arithmetic is checked; whether memory is
 //!   behind them is for the consumer to find, who has to translate them for its I/O anyway.
 //! - Writes to the ring are recorded in the memory's dirty bitmap, if it keeps one, for live
-//!   migration.
+//!   migration; an idle queue is saved and restored as plain data ([`QueueState`]).
 //!
 //! # Example
 //!

@@ -52,6 +52,7 @@ impl Tail {
 
     /// Whether the device has used the descriptor in the pass with this wrap counter: both equal
     /// it (virtio 1.3 §2.8.1).
+    #[cfg(feature = "driver")]
     #[inline]
     pub(crate) const fn is_used(self, wrap: bool) -> bool {
         self.flags & (F_AVAIL | F_USED) == used_flags(wrap)

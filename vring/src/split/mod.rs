@@ -221,9 +221,9 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
         self.latest = Some(index);
         // The driver wrote the descriptors, mostly on another processor, and fetching a line from
         // there takes longer than the rest of a pop. So while this chain is walked the next one's
-        // is on its way. Measured with a driver on another core: a fifth to a quarter less time for
-        // batches of 8 to 128, direct or indirect; a few per cent more where all is in the cache
-        // already. Further ahead than one was no better.
+        // is on its way. Measured with a driver on another core: up to a quarter less time for
+        // batches of 8 to 128, direct or indirect; two to four per cent more where all is in the
+        // cache already (benches/README.md). Further ahead than one was no better.
         if self.next_avail != self.avail_idx {
             self.rings.prefetch_chain(self.next_avail);
         }
