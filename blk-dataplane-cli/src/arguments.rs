@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use blk_dataplane::{DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions};
+use blk_dataplane::{
+    DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions, ThreadOptions,
+};
 use clap::{ArgAction, Parser};
 
 use crate::Failure;
+use crate::cpu_list::{CpuList, parse_cpus};
 use crate::size::parse_size;
 
 /// Serves a disk image to virtual machines over vhost-user-blk.
@@ -50,6 +53,18 @@ pub(crate) struct Arguments {
     /// Request queues to offer. A guest uses as many as it has CPUs; unused ones cost nothing.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_NUM_QUEUES)]
     num_queues: u16,
+
+    /// Data threads, at most one per queue [default: one per CPU, up to that].
+    #[arg(long, value_name = "N")]
+    num_threads: Option<u16>,
+
+    /// Thread of each queue, counted from 0, like 0,0,1; queues past the list's end are served in turn.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    queue_threads: Vec<u16>,
+
+    /// CPUs to bind the data threads to, one each and from the beginning again, like 2,3 or 4-7.
+    #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
+    cpu_affinity: Option<CpuList>,
 
     /// Largest ring to accept, a power of two; the front-end chooses the size in use.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUE_SIZE)]
@@ -105,6 +120,14 @@ impl Arguments {
             serial: self.serial.clone(),
             num_queues: self.num_queues,
             queue_size: self.queue_size,
+            threads: ThreadOptions {
+                count: self.num_threads,
+                queues: self.queue_threads.clone(),
+                cpus: self
+                    .cpu_affinity
+                    .as_ref()
+                    .map_or_else(Vec::new, |list| list.0.clone()),
+            },
             poll_max: Duration::from_micros(self.poll_max_us.into()),
         }
     }
@@ -143,6 +166,19 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn threads_and_processors_are_lists() {
+        let threads = |line| parse(line).unwrap().device_options().threads;
+        assert_eq!(threads("x --null 1G"), ThreadOptions::default());
+        let line = "x --null 1G --num-threads 3 --queue-threads 0,0,2 --cpu-affinity 2,4-5";
+        let expected = ThreadOptions {
+            count: Some(3),
+            queues: vec![0, 0, 2],
+            cpus: vec![2, 4, 5],
+        };
+        assert_eq!(threads(line), expected);
     }
 
     #[test]

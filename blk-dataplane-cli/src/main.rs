@@ -4,6 +4,7 @@
 //! arguments, wiring and the exit code are here; what the program does is in the library.
 
 mod arguments;
+mod cpu_list;
 mod diagnostics;
 mod inherited_fd;
 mod qemu_hint;
@@ -209,6 +210,9 @@ fn device_failure(error: DeviceError) -> Failure {
         DeviceError::SerialTooLong { .. } => "--serial",
         DeviceError::NumQueues(_) => "--num-queues",
         DeviceError::QueueSize(_) => "--queue-size",
+        DeviceError::Threads { .. } => "--num-threads",
+        DeviceError::QueueThread { .. } => "--queue-threads",
+        DeviceError::Cpu(_) => "--cpu-affinity",
         _ => "--null",
     };
     Failure::usage(format!("{option}: {error}"))

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counters that the data thread alone writes; one per device.
+        /// Counters that a data thread alone writes.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
@@ -15,6 +15,12 @@ macro_rules! counters {
         #[non_exhaustive]
         pub struct CounterSnapshot {
             $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl CounterSnapshot {
+            pub(crate) fn plus(&self, other: &Self) -> Self {
+                Self { $($name: self.$name.wrapping_add(other.$name),)* }
+            }
         }
 
         impl Counters {

@@ -1,6 +1,6 @@
-//! The data thread: one loop that owns a device's rings and its I/O queue.
+//! A data thread: one loop that owns some of a device's rings and an I/O queue.
 //!
-//! Nothing here is shared. Control reaches the thread as [`Command`]s that it takes between two
+//! Nothing here is shared, but for what `peers.rs` has. Control reaches the thread as [`Command`]s that it takes between two
 //! batches, so stopping a queue, replacing the memory map or draining cannot race with popping.
 //!
 //! ```text
@@ -18,13 +18,15 @@ mod command;
 mod executor;
 mod flush;
 mod pace;
+pub(crate) mod peers;
 mod queue;
 mod slots;
+mod sync;
 
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
-use event_poll::{EventPoll, Token};
+use event_poll::{EventPoll, Stopper, Token};
 use hostmem::SigbusGuard;
 use ioq::{Durability, RETRY_DELAY};
 use vm_memory::GuestMemoryBackend;
@@ -33,6 +35,7 @@ use vring::Chain;
 use self::buffers::MemoryRef;
 use self::executor::{Executor, Finished, Started};
 use self::pace::Pace;
+use self::peers::{Desks, Peer, Seat, Wake};
 use self::queue::{Fetched, QueueState};
 use self::slots::SlotId;
 
@@ -66,12 +69,41 @@ pub enum StartError {
     /// The kernel gives no thread.
     #[error("cannot start the data thread: {0}")]
     Thread(std::io::Error),
+    /// A thread may not run on the processor it was to be bound to: there is none of that number, or this
+    /// process may not use it. The caller's fault.
+    #[error("cannot bind a data thread to CPU {cpu}: {source}")]
+    Affinity {
+        /// The processor's number.
+        cpu: u16,
+        /// What the host said.
+        source: std::io::Error,
+    },
     /// The thread ended before it ran. A bug in this crate.
     #[error("the data thread ended at once")]
     Ended,
     /// No memory for the bounce buffers.
     #[error("no memory for the device's buffers")]
     NoMemory,
+}
+
+impl Wake for Stopper {
+    fn wake(&self) {
+        Self::wake(self);
+    }
+}
+
+/// What a data thread is made of.
+#[derive(Debug)]
+pub(crate) struct ThreadParts<M: GuestMemoryBackend> {
+    pub(crate) device: Device,
+    pub(crate) memory: Arc<M>,
+    pub(crate) poll: EventPoll,
+    pub(crate) commands: Receiver<Command<M>>,
+    pub(crate) counters: Arc<Counters>,
+    /// Which of the device's threads it is.
+    pub(crate) number: Peer,
+    pub(crate) desks: Arc<Desks<Stopper>>,
+    pub(crate) paused: bool,
 }
 
 /// Someone waiting until nothing is in flight.
@@ -83,8 +115,6 @@ struct Drain {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AfterDrain {
-    /// As before: paused if it was.
-    GoOn,
     StayPaused,
     Exit,
 }
@@ -95,6 +125,7 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     commands: Receiver<Command<M>>,
     queues: Box<[Option<Box<QueueState<M>>>]>,
     executor: Executor<M>,
+    seat: Seat<Stopper>,
     pace: Pace,
     memory: MemoryRef<M>,
     /// Where every chain is popped into.
@@ -111,18 +142,24 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
 
 impl<M: GuestMemoryBackend> DataThread<M> {
     /// Built on the thread itself: what it owns never moves to another.
-    pub(crate) fn new(
-        device: &Device,
-        memory: Arc<M>,
-        mut poll: EventPoll,
-        commands: Receiver<Command<M>>,
-        counters: Arc<Counters>,
-    ) -> Result<Self, StartError> {
-        let executor = Executor::new(device, Arc::clone(&counters))?;
+    pub(crate) fn new(parts: ThreadParts<M>) -> Result<Self, StartError> {
+        let ThreadParts {
+            device,
+            memory,
+            mut poll,
+            commands,
+            counters,
+            number,
+            desks,
+            paused,
+        } = parts;
+        let executor = Executor::new(&device, Arc::clone(&counters))?;
         if let Some(fd) = executor.ioq().completion_fd() {
             poll.add(fd, COMPLETIONS)?;
         }
         Ok(Self {
+            // When nothing can fail any more: a thread that could not start takes no place.
+            seat: Seat::new(desks, number, poll.stopper()),
             poll,
             commands,
             queues: (0..device.num_queues()).map(|_| None).collect(),
@@ -133,7 +170,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             first_queue: 0,
             // Before any ring is: one that comes has been looked up later.
             losses: SigbusGuard::losses(),
-            paused: false,
+            paused,
             drains: Vec::new(),
             counters,
         })
@@ -151,7 +188,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.command(command);
             }
             let fetched = self.fetch_all();
-            self.executor.submit();
+            self.executor.submit(&mut self.seat);
             let completed = self.reap();
             self.publish_all();
             if self.settle() {
@@ -354,9 +391,14 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     /// Sleeps until a kick, a completion or a command.
     fn sleep(&mut self) {
+        if !self.seat.lie_down() {
+            return;
+        }
         self.counters.sleeps.add(1);
         let timeout = self.executor.ioq().needs_retry().then_some(RETRY_DELAY);
-        let events = match self.poll.wait(timeout) {
+        let events = self.poll.wait(timeout);
+        self.seat.get_up();
+        let events = match events {
             Ok(events) => events,
             Err(error) => {
                 // epoll_wait fails only on a bad descriptor or address, neither of which can be.
@@ -460,7 +502,17 @@ mod tests {
         let poll = EventPoll::new(EVENTS_MAX).unwrap();
         let counters = Arc::new(Counters::default());
         let map = Arc::clone(&memory);
-        let mut thread = DataThread::new(&device, map, poll, receiver, counters).unwrap();
+        let mut thread = DataThread::new(ThreadParts {
+            device,
+            memory: map,
+            poll,
+            commands: receiver,
+            counters,
+            number: 0,
+            desks: Arc::new(Desks::new(1)),
+            paused: false,
+        })
+        .unwrap();
         let start = |thread: &mut DataThread<Memory>, index, flush| {
             let (reply, started) = bounded(1);
             let parts = queue_parts(&memory, flush);

@@ -5,12 +5,15 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use event_poll::{EventNotifier, EventPoll, Stopper};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::GuestMemoryBackend;
 use vring::{QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, SplitQueue};
 
 use crate::counters::{CounterSnapshot, Counters};
-use crate::data_thread::{Command, DataThread, QueueParts, StartError};
+use crate::data_thread::peers::Desks;
+use crate::data_thread::{Command, DataThread, QueueParts, StartError, ThreadParts};
 use crate::device::{Backing, Device, bit};
 use crate::notifier::Notifier;
 
@@ -24,7 +27,8 @@ pub struct QueueSetup {
     pub base: u16,
     /// Feature bits the driver accepted; the same for all queues of a device.
     pub features: u64,
-    /// Signalled by the guest's kicks (an ioeventfd).
+    /// Signalled by the guest's kicks (an ioeventfd). Queues may share one if the same data thread serves
+    /// them: whichever thread looks first takes a kick from all others.
     pub kick: EventNotifier,
     /// Interrupts the guest (an irqfd, or a [`Notifier`] of the VMM's own). `None`: the guest polls.
     pub call: Option<Box<dyn Notifier>>,
@@ -77,21 +81,24 @@ pub enum QueueError {
     /// The kick descriptor cannot be waited on. The front-end's or host's fault.
     #[error(transparent)]
     Kick(#[from] event_poll::Error),
-    /// The data thread has ended. A bug in this crate: it ends only when told to.
+    /// The thread that is to serve the queue cannot start. The host's fault.
+    #[error("cannot start the queue's data thread: {0}")]
+    Thread(#[from] StartError),
+    /// A data thread has ended. A bug in this crate: it ends only when told to.
     #[error(transparent)]
     Gone(#[from] Gone),
 }
 
-/// The data thread has ended though nobody told it to: a bug in this crate.
+/// A data thread has ended though nobody told it to: a bug in this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the data thread has ended")]
+#[error("a data thread has ended")]
 pub struct Gone;
 
 /// Why a device did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StopError {
-    /// The data thread had ended before. A bug in this crate.
+    /// A data thread had ended before. A bug in this crate.
     #[error(transparent)]
     Gone(#[from] Gone),
     /// The last fdatasync failed: writes not covered by an earlier flush may be lost. Host's fault.
@@ -99,9 +106,10 @@ pub enum StopError {
     Sync(std::io::Error),
 }
 
-/// A running device: one data thread, up to [`Device::num_queues`] queues.
+/// A running device: up to [`Device::num_queues`] queues, on up to [`Device::num_threads`] data threads.
 ///
-/// All calls take effect between two batches of the data thread, so none races with a request.
+/// All calls take effect between two batches of a data thread, so none races with a request. A thread
+/// starts with the first queue it serves (the first thread with the device) and ends with the device.
 /// Dropping it does what [`stop`](Self::stop) does, errors logged.
 ///
 /// ```
@@ -156,31 +164,87 @@ pub enum StopError {
 pub struct DataPlane<M: GuestMemoryBackend + Send + Sync + 'static> {
     device: Device,
     memory: Arc<M>,
+    /// Those that have started.
+    threads: Box<[Option<ThreadHandle<M>>]>,
+    desks: Arc<Desks<Stopper>>,
+    running: Box<[bool]>,
+    paused: bool,
+}
+
+/// A data thread, seen from control.
+#[derive(Debug)]
+struct ThreadHandle<M: GuestMemoryBackend> {
     commands: Sender<Command<M>>,
     waker: Stopper,
-    thread: Option<JoinHandle<()>>,
-    running: Box<[bool]>,
+    thread: JoinHandle<()>,
     counters: Arc<Counters>,
 }
 
+impl<M: GuestMemoryBackend> ThreadHandle<M> {
+    fn tell(&self, command: Command<M>) -> Result<(), Gone> {
+        self.commands.send(command).map_err(|_| Gone)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Sends a command; its answer comes later.
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command<M>) -> Result<Receiver<T>, Gone> {
+        let (reply, answer) = bounded(1);
+        self.tell(command(reply))?;
+        Ok(answer)
+    }
+}
+
 impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
-    /// Starts the data thread, with no queue yet.
+    /// Starts the device with its first data thread, and no queue yet.
     ///
     /// # Errors
     /// [`StartError`]: the host has run out of something.
     pub fn start(device: &Device, memory: Arc<M>) -> Result<Self, StartError> {
+        let threads = usize::from(device.num_threads());
+        let mut plane = Self {
+            device: device.clone(),
+            memory,
+            threads: (0..threads).map(|_| None).collect(),
+            desks: Arc::new(Desks::new(threads)),
+            running: vec![false; usize::from(device.num_queues())].into_boxed_slice(),
+            paused: false,
+        };
+        plane.start_thread(0)?;
+        Ok(plane)
+    }
+
+    /// Starts data thread `number` unless it runs.
+    fn start_thread(&mut self, number: u16) -> Result<(), StartError> {
+        let place = usize::from(number);
+        if self.threads[place].is_some() {
+            return Ok(());
+        }
         let poll = EventPoll::new(DataThread::<M>::poll_events_max())?;
         let waker = poll.stopper();
         // Unbounded is bounded here: every caller waits for its reply or is serialised behind one.
         let (commands, receiver) = unbounded();
         let counters = Arc::new(Counters::default());
+        let parts = ThreadParts {
+            device: self.device.clone(),
+            memory: Arc::clone(&self.memory),
+            poll,
+            commands: receiver,
+            counters: Arc::clone(&counters),
+            number: place,
+            desks: Arc::clone(&self.desks),
+            paused: self.paused,
+        };
+        let cpu = self.device.cpu_of(number);
         let (started, outcome) = bounded(1);
         let thread = std::thread::Builder::new()
-            .name("blk-data".into())
-            .spawn({
-                let (device, memory) = (device.clone(), Arc::clone(&memory));
-                let counters = Arc::clone(&counters);
-                move || match DataThread::new(&device, memory, poll, receiver, counters) {
+            .name(format!("blk-data-{number}"))
+            .spawn(move || {
+                // Bound first: what the thread allocates is then near its processor.
+                match cpu
+                    .map_or(Ok(()), bind)
+                    .and_then(|()| DataThread::new(parts))
+                {
                     Ok(thread) => {
                         let _ = started.send(Ok(()));
                         thread.run();
@@ -191,20 +255,15 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
                 }
             })
             .map_err(StartError::Thread)?;
-        let plane = Self {
-            device: device.clone(),
-            memory,
+        // A thread that cannot start ends by itself.
+        outcome.recv().map_err(|_| StartError::Ended)??;
+        self.threads[place] = Some(ThreadHandle {
             commands,
             waker,
-            thread: Some(thread),
-            running: vec![false; usize::from(device.num_queues())].into_boxed_slice(),
+            thread,
             counters,
-        };
-        match outcome.recv() {
-            Ok(Ok(())) => Ok(plane),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(StartError::Ended),
-        }
+        });
+        Ok(())
     }
 
     /// Finds out whether the device could start now, and leaves nothing running: for a program that
@@ -214,7 +273,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     /// [`StartError`].
     pub fn probe(device: &Device, memory: Arc<M>) -> Result<(), StartError> {
         let mut plane = Self::start(device, memory)?;
-        plane.end_thread().map_err(|Gone| StartError::Ended)
+        // The others need no more than the first, unless each is bound to a processor of its own.
+        for thread in (1..device.num_threads()).filter(|&thread| device.cpu_of(thread).is_some()) {
+            plane.start_thread(thread)?;
+        }
+        plane.end_threads().map_err(|Gone| StartError::Ended)
     }
 
     /// The device that runs.
@@ -231,6 +294,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         if self.is_running(index)? {
             return Err(QueueError::Running(index));
         }
+        let thread = self.thread_of(index)?;
         let max = self.device.max_queue_size().get();
         let size = QueueSize::new(setup.size)
             .ok()
@@ -256,7 +320,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             enabled: setup.enabled,
             flush_negotiated: setup.features & bit(blk::VIRTIO_BLK_F_FLUSH) != 0,
         });
-        self.ask(|reply| Command::StartQueue {
+        // Last: a queue that cannot run starts no thread.
+        self.start_thread(thread)?;
+        self.ask(index, |reply| Command::StartQueue {
             index,
             parts,
             reply,
@@ -273,7 +339,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     /// [`QueueError::NoSuchQueue`], [`QueueError::NotRunning`], [`QueueError::Gone`].
     pub fn stop_queue(&mut self, index: u16) -> Result<u16, QueueError> {
         self.check_running(index)?;
-        let base = self.ask(|reply| Command::StopQueue { index, reply })?;
+        let base = self.ask(index, |reply| Command::StopQueue { index, reply })?;
         self.running[usize::from(index)] = false;
         base.ok_or(QueueError::NotRunning(index))
     }
@@ -297,7 +363,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     /// [`QueueError::NoSuchQueue`], [`QueueError::NotRunning`], [`QueueError::Gone`].
     pub fn enable_queue(&mut self, index: u16, enabled: bool) -> Result<(), QueueError> {
         self.check_running(index)?;
-        Ok(self.tell(Command::EnableQueue { index, enabled })?)
+        Ok(self
+            .handle_of(index)?
+            .tell(Command::EnableQueue { index, enabled })?)
     }
 
     /// Replaces a running queue's kick notifier. No kick is lost: the ring is looked at.
@@ -306,7 +374,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     /// As [`start_queue`](Self::start_queue); the old one stays in force then.
     pub fn set_kick(&mut self, index: u16, kick: EventNotifier) -> Result<(), QueueError> {
         self.check_running(index)?;
-        Ok(self.ask(|reply| Command::SetKick { index, kick, reply })??)
+        Ok(self.ask(index, |reply| Command::SetKick { index, kick, reply })??)
     }
 
     /// Replaces a running queue's call notifier, or takes it away for a polling guest. The new one is
@@ -321,7 +389,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         call: Option<Box<dyn Notifier>>,
     ) -> Result<(), QueueError> {
         self.check_running(index)?;
-        Ok(self.ask(|reply| Command::SetCall { index, call, reply })?)
+        self.ask(index, |reply| Command::SetCall { index, call, reply })
     }
 
     /// Replaces a running queue's error notifier.
@@ -334,7 +402,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         err: Option<Box<dyn Notifier>>,
     ) -> Result<(), QueueError> {
         self.check_running(index)?;
-        Ok(self.ask(|reply| Command::SetErr { index, err, reply })?)
+        self.ask(index, |reply| Command::SetErr { index, err, reply })
     }
 
     /// Replaces the memory map. `ring_addresses` says where each running ring lies in the new one;
@@ -348,33 +416,43 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         memory: Arc<M>,
         mut ring_addresses: impl FnMut(u16) -> Option<RingAddresses>,
     ) -> Result<(), Gone> {
-        let rings = (0..self.device.num_queues())
-            .filter(|&index| self.running[usize::from(index)])
-            .map(|index| (index, ring_addresses(index)))
-            .collect();
         self.memory = Arc::clone(&memory);
-        self.ask(|reply| Command::UpdateMemory {
-            memory,
-            rings,
+        let mut rings: Vec<Vec<_>> = self.threads.iter().map(|_| Vec::new()).collect();
+        for index in 0..self.device.num_queues() {
+            if self.running[usize::from(index)]
+                && let Some(thread) = self.device.thread_of(index)
+            {
+                rings[usize::from(thread)].push((index, ring_addresses(index)));
+            }
+        }
+        let mut rings = rings.into_iter();
+        self.ask_all(|reply| Command::UpdateMemory {
+            memory: Arc::clone(&memory),
+            rings: rings.next().unwrap_or_default(),
             reply,
         })
     }
 
-    /// Waits until nothing is in flight, fetching nothing meanwhile; then goes on, unless the device
-    /// was paused before.
+    /// Waits until nothing is in flight on any queue, fetching nothing meanwhile; then goes on, unless
+    /// the device was paused before. Whoever needs the quiet for longer calls [`pause`](Self::pause),
+    /// does what it must, and calls [`resume`](Self::resume).
     ///
     /// # Errors
     /// [`Gone`].
     pub fn drain(&mut self) -> Result<(), Gone> {
-        self.ask(|reply| Command::Drain { reply })
+        let was_paused = self.paused;
+        self.pause()?;
+        if was_paused { Ok(()) } else { self.resume() }
     }
 
-    /// As [`drain`](Self::drain), and fetches nothing until [`resume`](Self::resume).
+    /// Fetches nothing from any queue until [`resume`](Self::resume), and returns when nothing is in
+    /// flight. Requests that arrive meanwhile wait in their rings.
     ///
     /// # Errors
     /// [`Gone`].
     pub fn pause(&mut self) -> Result<(), Gone> {
-        self.ask(|reply| Command::Pause { reply })
+        self.paused = true;
+        self.ask_all(|reply| Command::Pause { reply })
     }
 
     /// Ends a [`pause`](Self::pause). What the guest put into the rings meanwhile is found without
@@ -383,16 +461,24 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     /// # Errors
     /// [`Gone`].
     pub fn resume(&mut self) -> Result<(), Gone> {
-        self.tell(Command::Resume)
+        self.paused = false;
+        let mut told = Ok(());
+        for thread in self.threads.iter().flatten() {
+            told = told.and(thread.tell(Command::Resume));
+        }
+        told
     }
 
-    /// A reading of the counters.
+    /// A reading of the counters of all data threads.
     #[must_use]
     pub fn counters(&self) -> CounterSnapshot {
-        self.counters.snapshot()
+        let threads = self.threads.iter().flatten();
+        threads.fold(CounterSnapshot::default(), |sum, thread| {
+            sum.plus(&thread.counters.snapshot())
+        })
     }
 
-    /// Completes everything in flight, ends the data thread and writes the image out.
+    /// Completes everything in flight, ends the data threads and writes the image out.
     ///
     /// # Errors
     /// See [`StopError`].
@@ -401,10 +487,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     }
 
     fn shut_down(&mut self) -> Result<(), StopError> {
-        if self.thread.is_none() {
+        if self.threads.iter().all(Option::is_none) {
             return Ok(());
         }
-        self.end_thread()?;
+        self.end_threads()?;
         match self.device.backing() {
             Backing::Image(image) if !image.is_read_only() => {
                 image.file().sync_data().map_err(StopError::Sync)
@@ -413,21 +499,32 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         }
     }
 
-    /// Whether the data thread runs. False only after a bug in this crate.
+    /// Whether every data thread that was started runs. False only after a bug in this crate.
     #[cfg(feature = "vhost-user")]
     pub(crate) fn is_alive(&self) -> bool {
-        self.thread
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
+        self.threads
+            .iter()
+            .flatten()
+            .all(|thread| !thread.thread.is_finished())
     }
 
-    fn end_thread(&mut self) -> Result<(), Gone> {
-        let Some(thread) = self.thread.take() else {
-            return Ok(());
-        };
-        let drained = self.ask(|reply| Command::Exit { reply });
-        thread.join().map_err(|_| Gone)?;
-        drained
+    fn end_threads(&mut self) -> Result<(), Gone> {
+        // First all are drained: a flush may wait for another thread's writes.
+        let mut ended = self.pause();
+        let exits = self.post_all(|reply| Command::Exit { reply });
+        for thread in self.threads.iter_mut().filter_map(Option::take) {
+            let joined = thread.thread.join().map_err(|_| Gone);
+            ended = ended.and(joined);
+        }
+        drop(exits);
+        ended
+    }
+
+    fn thread_of(&self, index: u16) -> Result<u16, QueueError> {
+        let num_queues = self.device.num_queues();
+        self.device
+            .thread_of(index)
+            .ok_or(QueueError::NoSuchQueue { index, num_queues })
     }
 
     fn check_running(&self, index: u16) -> Result<(), QueueError> {
@@ -438,17 +535,61 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         }
     }
 
-    fn tell(&self, command: Command<M>) -> Result<(), Gone> {
-        self.commands.send(command).map_err(|_| Gone)?;
-        self.waker.wake();
-        Ok(())
+    /// The thread that queue `index` runs on.
+    fn handle_of(&self, index: u16) -> Result<&ThreadHandle<M>, QueueError> {
+        let thread = self.thread_of(index)?;
+        self.threads[usize::from(thread)]
+            .as_ref()
+            .ok_or(QueueError::NotRunning(index))
     }
 
-    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command<M>) -> Result<T, Gone> {
-        let (reply, answer): (_, Receiver<T>) = bounded(1);
-        self.tell(command(reply))?;
-        answer.recv().map_err(|_| Gone)
+    /// Asks queue `index`'s thread and waits for the answer.
+    fn ask<T>(
+        &self,
+        index: u16,
+        command: impl FnOnce(Sender<T>) -> Command<M>,
+    ) -> Result<T, QueueError> {
+        let answer = self.handle_of(index)?.ask(command)?;
+        Ok(answer.recv().map_err(|_| Gone)?)
     }
+
+    /// Sends a command to each thread that has started.
+    fn post_all<T>(
+        &self,
+        mut command: impl FnMut(Sender<T>) -> Command<M>,
+    ) -> Vec<Result<Receiver<T>, Gone>> {
+        let mut answers = Vec::with_capacity(self.threads.len());
+        for thread in &self.threads {
+            // Made for each place, so that a command can count them.
+            let (reply, answer) = bounded(1);
+            let command = command(reply);
+            if let Some(thread) = thread {
+                answers.push(thread.tell(command).map(|()| answer));
+            }
+        }
+        answers
+    }
+
+    /// Asks every thread, all at once, and waits for all answers.
+    fn ask_all(&self, command: impl FnMut(Sender<()>) -> Command<M>) -> Result<(), Gone> {
+        let mut outcome = Ok(());
+        for answer in self.post_all(command) {
+            let answered = answer.and_then(|answer| answer.recv().map_err(|_| Gone));
+            outcome = outcome.and(answered);
+        }
+        outcome
+    }
+}
+
+/// Binds the calling thread to a processor.
+fn bind(cpu: u16) -> Result<(), StartError> {
+    let mut set = CpuSet::new();
+    set.set(usize::from(cpu))
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .map_err(|errno| StartError::Affinity {
+            cpu,
+            source: errno.into(),
+        })
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Drop for DataPlane<M> {
@@ -456,5 +597,57 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Drop for DataPlane<M> {
         if let Err(error) = self.shut_down() {
             tracing::error!(%error, "the device did not stop cleanly");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use vring::driver::SplitLayout;
+
+    use super::*;
+    use crate::device::DeviceOptions;
+    use crate::threads::ThreadOptions;
+
+    #[test]
+    fn thread_starts_with_the_first_queue_it_serves() {
+        let memory: Arc<GuestMemoryMmap> =
+            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+        let threads = ThreadOptions {
+            count: Some(3),
+            ..ThreadOptions::default()
+        };
+        let options = DeviceOptions {
+            threads,
+            ..DeviceOptions::default()
+        };
+        let device = Device::new(Backing::null(512), &options).unwrap();
+        let mut plane = DataPlane::start(&device, memory).unwrap();
+        let running = |plane: &DataPlane<GuestMemoryMmap>| -> Vec<bool> {
+            plane.threads.iter().map(Option::is_some).collect()
+        };
+        let setup = |base| QueueSetup {
+            size: 16,
+            addresses: SplitLayout::new(GuestAddress(base), QueueSize::new(16).unwrap())
+                .unwrap()
+                .addresses(),
+            base: 0,
+            features: 1 << 32,
+            kick: EventNotifier::new().unwrap(),
+            call: None,
+            err: None,
+            enabled: true,
+        };
+        assert_eq!(running(&plane), [true, false, false]);
+        plane.start_queue(3, setup(0)).unwrap();
+        assert_eq!(running(&plane), [true, false, false]);
+        // A ring outside memory.
+        assert!(plane.start_queue(1, setup(0x20000)).is_err());
+        assert_eq!(running(&plane), [true, false, false]);
+        plane.start_queue(5, setup(0x1000)).unwrap();
+        assert_eq!(running(&plane), [true, false, true]);
+        plane.stop_queue(5).unwrap();
+        assert_eq!(running(&plane), [true, false, true]);
+        plane.stop().unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! The device a guest sees: what backs it, its features, its configuration space.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use event_poll::{DEFAULT_POLL_MAX, POLL_MAX_LIMIT};
@@ -12,6 +13,7 @@ use crate::SECTOR_SIZE;
 use crate::config_space::{ConfigFields, ConfigSpace};
 use crate::image::Image;
 use crate::request::{Geometry, ID_LEN};
+use crate::threads::{CPUS_MAX, MAX_THREADS, ThreadOptions};
 
 /// Request queues offered unless the caller says otherwise. QEMU asks for one per vCPU and refuses
 /// a backend with fewer; a queue that is never set up costs nothing.
@@ -60,7 +62,9 @@ pub struct DeviceOptions {
     pub num_queues: u16,
     /// Largest ring accepted, a power of two from 2 to 32768.
     pub queue_size: u16,
-    /// Longest time the data thread looks for work before it sleeps, at most [`POLL_MAX_LIMIT`]; zero:
+    /// Data threads, and which of them serves which queue.
+    pub threads: ThreadOptions,
+    /// Longest time a data thread looks for work before it sleeps, at most [`POLL_MAX_LIMIT`]; zero:
     /// it sleeps at once. Within that limit it learns what pays, up to not looking at all: an idle device
     /// and one with a paced load use no more of the processor.
     pub poll_max: Duration,
@@ -72,6 +76,7 @@ impl Default for DeviceOptions {
             serial: String::new(),
             num_queues: DEFAULT_NUM_QUEUES,
             queue_size: DEFAULT_QUEUE_SIZE,
+            threads: ThreadOptions::default(),
             poll_max: DEFAULT_POLL_MAX,
         }
     }
@@ -92,6 +97,7 @@ impl DeviceOptions {
         if self.num_queues == 0 || self.num_queues > MAX_NUM_QUEUES {
             return Err(DeviceError::NumQueues(self.num_queues));
         }
+        self.threads.check(self.num_queues)?;
         if self.poll_max > POLL_MAX_LIMIT {
             return Err(DeviceError::PollMax(self.poll_max));
         }
@@ -118,6 +124,31 @@ pub enum DeviceError {
     /// Not a power of two from 2 to 32768 (virtio 1.3 §2.7; a ring of 1 cannot hold header and status).
     #[error("queue size {0}; a power of two from 2 to 32768 is needed")]
     QueueSize(u16),
+    /// No thread, more than one per queue, or more than [`MAX_THREADS`].
+    #[error(
+        "{count} data threads; 1 to {MAX_THREADS} are possible, and at most one per queue ({num_queues})"
+    )]
+    Threads {
+        /// Threads asked for.
+        count: u16,
+        /// Queues of the device.
+        num_queues: u16,
+    },
+    /// A queue is given to a thread that there is not, or a thread is given to a queue that there is not.
+    #[error("queue {queue} on thread {thread}, of {num_queues} queues and {threads} threads")]
+    QueueThread {
+        /// The queue.
+        queue: usize,
+        /// The thread it is given to.
+        thread: u16,
+        /// Queues of the device.
+        num_queues: u16,
+        /// Threads of the device.
+        threads: u16,
+    },
+    /// A processor number that no Linux system has.
+    #[error("CPU {0}; 0 to {last} are possible", last = CPUS_MAX - 1)]
+    Cpu(u16),
     /// More than [`POLL_MAX_LIMIT`].
     #[error("polling for up to {0:?}; at most {POLL_MAX_LIMIT:?} are possible")]
     PollMax(Duration),
@@ -134,6 +165,10 @@ pub struct Device {
     num_queues: u16,
     max_queue_size: QueueSize,
     poll_max: Duration,
+    /// Of each queue.
+    queue_threads: Arc<[u16]>,
+    num_threads: u16,
+    cpus: Arc<[u16]>,
     config: ConfigSpace,
 }
 
@@ -165,6 +200,9 @@ impl Device {
             num_queues: options.num_queues,
             max_queue_size,
             poll_max: options.poll_max,
+            queue_threads: options.threads.of_queues(options.num_queues),
+            num_threads: options.threads.count(options.num_queues),
+            cpus: options.threads.cpus.as_slice().into(),
             config,
         })
     }
@@ -203,7 +241,25 @@ impl Device {
         self.max_queue_size
     }
 
-    /// Longest time the data thread looks for work before it sleeps.
+    /// Data threads. One that serves no running queue is not there, except the first.
+    #[must_use]
+    pub fn num_threads(&self) -> u16 {
+        self.num_threads
+    }
+
+    /// The data thread that serves queue `index`; `None` if there is no such queue.
+    #[must_use]
+    pub fn thread_of(&self, index: u16) -> Option<u16> {
+        self.queue_threads.get(usize::from(index)).copied()
+    }
+
+    /// The processor that data thread `thread` is bound to, if any.
+    #[must_use]
+    pub fn cpu_of(&self, thread: u16) -> Option<u16> {
+        self.cpus.iter().cycle().nth(usize::from(thread)).copied()
+    }
+
+    /// Longest time a data thread looks for work before it sleeps.
     #[must_use]
     pub fn poll_max(&self) -> Duration {
         self.poll_max

@@ -2,8 +2,8 @@
 //!
 //! # Overview
 //!
-//! A dedicated thread takes a guest's block requests straight from its virtqueues in shared memory,
-//! submits them to the host kernel's asynchronous I/O, and completes them back: no lock, no
+//! Dedicated threads take a guest's block requests straight from its virtqueues in shared memory,
+//! submit them to the host kernel's asynchronous I/O, and complete them back: no lock, no
 //! allocation and no copy on the way. A VMM embeds it through [`DataPlane`], over its own guest
 //! memory and notifiers; the feature `vhost-user` adds the server that lets any vhost-user front-end
 //! connect to it.
@@ -11,14 +11,15 @@
 //! # Design
 //!
 //! ```text
-//!            control (any thread)                       data thread, one per device
+//!            control (any thread)                       data thread, one or more per device
 //!   DataPlane ── channel ─────────────────> commands ─┐
 //!   guest kick ─ eventfd ─> event-poll ─────────────> fetch: vring.pop, parse, iosched.plug
 //!   guest irq <─ call fd <─ vring.push, publish <─ ioq.reap <─ kernel <─ ioq.submit (once)
 //! ```
 //!
 //! Control never touches a ring: it sends a command that the data thread carries out between two
-//! batches. A flush completes only after every write popped before it is on stable storage. A bad
+//! batches. Data threads share nothing per request. A flush completes only after every write popped before
+//! it, on whichever thread, is on stable storage. A bad
 //! request costs itself, a bad chain its head, a broken ring its queue; nothing costs the device.
 //!
 //! # Example
@@ -37,6 +38,7 @@ mod device;
 mod image;
 mod notifier;
 mod request;
+mod threads;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;
 
@@ -54,6 +56,7 @@ pub use device::{
 pub use hostmem::SigbusGuard;
 pub use image::{BufferedReason, Caching, Image, ImageError, ImageOptions, LockHolder};
 pub use notifier::Notifier;
+pub use threads::{MAX_THREADS, ThreadOptions};
 
 /// The unit of virtio-blk addresses, whatever the block size (virtio 1.3 §5.2.6).
 pub const SECTOR_SIZE: u64 = 512;

@@ -69,9 +69,7 @@ pub(crate) enum Command<M: GuestMemoryBackend> {
         rings: Vec<(u16, Option<RingAddresses>)>,
         reply: Sender<()>,
     },
-    Drain {
-        reply: Sender<()>,
-    },
+    /// Fetches nothing until told to resume. Replies when nothing is in flight.
     Pause {
         reply: Sender<()>,
     },
@@ -137,7 +135,6 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.update_memory(&memory, rings);
                 let _ = reply.send(());
             }
-            Command::Drain { reply } => self.drain(reply, AfterDrain::GoOn),
             Command::Pause { reply } => self.drain(reply, AfterDrain::StayPaused),
             Command::Resume => {
                 self.paused = false;

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use event_poll::Stopper;
 use hostmem::SigbusGuard;
 use ioq::{Durability, IoQueue};
 use iosched::{Limits, Merged, Merger, Op};
@@ -15,7 +16,8 @@ use super::buffers::{
     Alignment, GuestBuffers, MAX_SEGMENTS_PER_REQUEST, MemoryRef, NotInPlace, Owner, Transfer,
     queue_bounce,
 };
-use super::flush::FlushTracker;
+use super::flush::Flushes;
+use super::peers::Seat;
 use super::slots::{Request, Slots, Work};
 use super::{SlotId, StartError};
 use crate::counters::Counters;
@@ -23,7 +25,8 @@ use crate::device::{Backing, Device};
 use crate::request::{self, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
 
 /// Requests in flight per data thread. Disks gain nothing from more, each costs a kernel AIO slot
-/// out of a host-wide 65536, and the rings hold the rest.
+/// out of a host-wide 65536, and the rings hold the rest. Per thread and not split among them: a queue that
+/// is busy alone gets as much as on a device with one thread.
 const IN_FLIGHT_MAX: u16 = 256;
 
 /// Bytes in flight per data thread at which no more is fetched; one request may go past it, so that
@@ -78,7 +81,7 @@ pub(super) struct Executor<M> {
     bytes_in_flight: u64,
     buffers: GuestBuffers<M>,
     merger: Merger,
-    flushes: FlushTracker<SlotId>,
+    flushes: Flushes<SlotId>,
     bounce: Bounce,
     /// Operations that came back, whether they went well, and are yet to be acted on. Storage
     /// reused; at most one per slot.
@@ -125,7 +128,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                     max_bytes: OPERATION_BYTES_MAX,
                 },
             ),
-            flushes: FlushTracker::with_capacity(capacity),
+            flushes: Flushes::with_capacity(capacity),
             bounce: Bounce::new(device.max_queue_size()).ok_or(StartError::NoMemory)?,
             done: VecDeque::with_capacity(capacity),
             durability: Durability::WriteThrough,
@@ -297,8 +300,10 @@ impl<M: GuestMemoryBackend> Executor<M> {
     }
 
     /// Hands everything started since the last call to the kernel: merged, in one system call.
-    pub(super) fn submit(&mut self) {
+    /// `seat` is the thread's place among its peers.
+    pub(super) fn submit(&mut self, seat: &mut Seat<Stopper>) {
         self.submit_plugged();
+        self.flushes.confer(seat);
         self.start_ready_flushes();
         if self.ioq.queued() > 0 {
             self.ioq.submit();

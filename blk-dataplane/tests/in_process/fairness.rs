@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blk_dataplane::{
     Backing, Device, DeviceError, DeviceOptions, Notifier, POLL_MAX_LIMIT, QueueSetup,
+    ThreadOptions,
 };
 
 use vring::driver::{F_INDIRECT, F_NEXT, F_WRITE};
@@ -14,8 +15,13 @@ use crate::support::embedded::{Embedded, setup, single};
 use crate::support::queue::{EVENT_IDX, FEATURES, GuestQueue};
 use crate::support::ram::HIGH;
 use crate::support::request::{Framing, OK, Request, Table};
-use crate::support::scratch::{Kind, Scratch, null_device, options};
+use crate::support::scratch::{Kind, Scratch, on_threads, options};
 use crate::support::{DEADLINE, eventually};
+
+/// A device whose queues all share one thread, and so have to share it fairly.
+fn null_device(capacity: u64) -> Device {
+    on_threads(Backing::null(capacity), 1)
+}
 
 /// `VIRTQ_USED_F_NO_NOTIFY`
 const NO_NOTIFY: u16 = 1;
@@ -132,7 +138,14 @@ fn z4_queues_that_take_every_slot_leave_some_to_the_others() {
 #[test]
 fn z4_share_of_a_queue_does_not_depend_on_its_number() {
     // As QEMU has it by default: more queues offered than set up.
-    let options = DeviceOptions::default();
+    let threads = ThreadOptions {
+        count: Some(1),
+        ..ThreadOptions::default()
+    };
+    let options = DeviceOptions {
+        threads,
+        ..DeviceOptions::default()
+    };
     let device = Device::new(Backing::null(1 << 20), &options).unwrap();
     let mut vmm = Embedded::new(&device);
     vmm.plane.pause().unwrap();
@@ -154,7 +167,7 @@ fn z4_share_of_a_queue_does_not_depend_on_its_number() {
 fn z4_bounced_requests_of_one_queue_do_not_starve_those_of_another() {
     // Four lanes, and a ring full of requests that need one each.
     let scratch = Scratch::zeroed(Kind::Disk, 1 << 20);
-    let mut vmm = Embedded::new(&scratch.device());
+    let mut vmm = Embedded::new(&on_threads(Backing::Image(scratch.image()), 1));
     let mut greedy = vmm.queue(0, 1024);
     let mut modest = vmm.queue(1, 16);
     let request = Request::read(0, 512);

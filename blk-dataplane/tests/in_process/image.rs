@@ -9,7 +9,7 @@ use crate::support::embedded::{Embedded, single};
 use crate::support::pattern;
 use crate::support::queue::{BLK_FLUSH, FEATURES};
 use crate::support::request::{Framing, IOERR, OK, Request};
-use crate::support::scratch::{KINDS, Kind, Scratch};
+use crate::support::scratch::{KINDS, Kind, Scratch, on_threads};
 
 const DISK: usize = 1 << 20;
 
@@ -190,8 +190,17 @@ fn requests_of_two_queues_are_merged_and_answered_on_their_own() {
 
 #[test]
 fn b29_i10_flush_completes_after_the_writes_of_all_queues_popped_before_it() {
+    flush_behind_writes(1);
+}
+
+#[test]
+fn b29_i10_flush_completes_after_the_writes_of_all_queues_popped_before_it_on_two_threads() {
+    flush_behind_writes(2);
+}
+
+fn flush_behind_writes(threads: u16) {
     let scratch = Scratch::zeroed(Kind::Disk, DISK);
-    let mut vmm = Embedded::new(&scratch.device());
+    let mut vmm = Embedded::new(&on_threads(Backing::Image(scratch.image()), threads));
     let mut writer = vmm.queue(0, 128);
     let mut flusher = vmm.queue(1, 16);
     for round in 0..20u64 {

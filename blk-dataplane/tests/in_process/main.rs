@@ -21,3 +21,4 @@ mod model;
 mod protocol;
 mod requests;
 mod rings;
+mod threads;

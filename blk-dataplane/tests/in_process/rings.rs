@@ -1,6 +1,6 @@
 //! Rings that are broken, notifications, and the life of a queue.
 
-use blk_dataplane::{QueueError, QueueSetup};
+use blk_dataplane::{Backing, QueueError, QueueSetup};
 use event_poll::EventNotifier;
 use vm_memory::GuestAddress;
 use vring::driver::F_NEXT;
@@ -9,7 +9,7 @@ use crate::support::embedded::{Embedded, setup, single};
 use crate::support::queue::{EVENT_IDX, FEATURES, GuestQueue, INDIRECT};
 use crate::support::ram::GuestRam;
 use crate::support::request::{Framing, OK, Request};
-use crate::support::scratch::{Kind, Scratch, null_device};
+use crate::support::scratch::{Kind, Scratch, null_device, on_threads};
 use crate::support::{eventually, pattern};
 
 /// Stages some reads that are fine.
@@ -421,8 +421,8 @@ fn f7_kick_replaced_while_running_loses_no_kick() {
 }
 
 #[test]
-fn f7_one_kick_for_two_queues_reaches_both() {
-    let mut vmm = Embedded::new(&null_device(1 << 20));
+fn f7_one_kick_for_two_queues_of_a_thread_reaches_both() {
+    let mut vmm = Embedded::new(&on_threads(Backing::null(1 << 20), 1));
     let mut first = vmm.prepare(0, 16, FEATURES);
     let mut second = vmm.prepare(1, 16, FEATURES);
     second.kick = first.kick.try_clone().unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use blk_dataplane::{Backing, Device, DeviceOptions, Image, ImageOptions};
+use blk_dataplane::{Backing, Device, DeviceOptions, Image, ImageOptions, ThreadOptions};
 use tempfile::TempDir;
 
 /// Where the device's content is.
@@ -90,6 +90,19 @@ pub(crate) fn options() -> DeviceOptions {
         num_queues: 4,
         ..DeviceOptions::default()
     }
+}
+
+/// A device with 4 queues on `count` data threads.
+pub(crate) fn on_threads(backing: Backing, count: u16) -> Device {
+    let threads = ThreadOptions {
+        count: Some(count),
+        ..ThreadOptions::default()
+    };
+    let options = DeviceOptions {
+        threads,
+        ..options()
+    };
+    Device::new(backing, &options).unwrap()
 }
 
 pub(crate) fn null_device(capacity: u64) -> Device {

@@ -1,74 +1,200 @@
+use event_poll::EventPoll;
+use virtio_bindings::virtio_blk as blk;
 use vm_memory::GuestMemoryMmap;
 use vring::driver::{SplitDriver, SplitLayout};
 use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, Segment, SplitQueue};
 
 use super::*;
+use crate::data_thread::peers::Desks;
 use crate::device::DeviceOptions;
 
 type Memory = GuestMemoryMmap<()>;
 
 const HEADER: GuestAddress = GuestAddress(0x1000);
 const STATUS: GuestAddress = GuestAddress(0x2000);
+const DATA: GuestAddress = GuestAddress(0x3000);
 
-/// Starts `count` flushes and lets `outcome` become of the one fdatasync behind them.
-fn flush(count: u16, outcome: bool) -> (Vec<u32>, u8, u64) {
-    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
-    let size = QueueSize::new(16).unwrap();
-    let features = RingFeatures::default();
-    let addresses = SplitLayout::new(GuestAddress(0), size).unwrap().addresses();
-    let mut guest = SplitDriver::new(Arc::clone(&memory), addresses, size, features).unwrap();
-    memory
-        .write_obj(
-            virtio_bindings::virtio_blk::VIRTIO_BLK_T_FLUSH.to_le(),
-            HEADER,
-        )
-        .unwrap();
-    memory.write_obj(0xeeu8, STATUS).unwrap();
-    for _ in 0..count {
-        let (addr, len) = (HEADER, 16);
-        let header = Segment { addr, len };
-        let (addr, len) = (STATUS, 1);
-        let status = Segment { addr, len };
-        guest.add_chain(&[header], &[status]).unwrap();
+/// A data thread's executor without its loop, over a null device whose operations end when the test says
+/// so, and the guest's end of its only queue.
+struct Rig {
+    memory: Arc<Memory>,
+    guest: SplitDriver<Memory>,
+    ring: SplitQueue<Memory>,
+    chain: Chain,
+    executor: Executor<Memory>,
+    seat: Seat<Stopper>,
+    counters: Arc<Counters>,
+}
+
+impl Rig {
+    fn new(desks: &Arc<Desks<Stopper>>, me: usize) -> Self {
+        let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+        let size = QueueSize::new(16).unwrap();
+        let features = RingFeatures::default();
+        let addresses = SplitLayout::new(GuestAddress(0), size).unwrap().addresses();
+        let guest = SplitDriver::new(Arc::clone(&memory), addresses, size, features).unwrap();
+        let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
+        let counters = Arc::new(Counters::default());
+        let config = QueueConfig {
+            size,
+            addresses,
+            features,
+            base: RingBase::Split { next_avail: 0 },
+        };
+        Self {
+            guest,
+            ring: SplitQueue::start(Arc::clone(&memory), &config).unwrap(),
+            chain: Chain::for_queue(size),
+            executor: Executor::new(&device, Arc::clone(&counters)).unwrap(),
+            seat: Seat::new(Arc::clone(desks), me, EventPoll::new(1).unwrap().stopper()),
+            counters,
+            memory,
+        }
     }
-    guest.publish();
 
-    let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
-    let counters = Arc::new(Counters::default());
-    let mut executor = Executor::new(&device, Arc::clone(&counters)).unwrap();
-    let config = QueueConfig {
-        size,
-        addresses,
-        features,
-        base: RingBase::Split { next_avail: 0 },
-    };
-    let mut ring = SplitQueue::start(Arc::clone(&memory), &config).unwrap();
-    let mut chain = Chain::for_queue(size);
-    let map = MemoryRef::new(Arc::clone(&memory));
-    while let Some(head) = ring.pop(&mut chain).unwrap() {
-        let started = executor.start(0, head, &mut chain, &map);
+    fn alone() -> Self {
+        Self::new(&Arc::new(Desks::new(1)), 0)
+    }
+
+    /// The guest sends a request, and the thread pops it.
+    fn start(&mut self, kind: u32) {
+        self.memory.write_obj(kind.to_le(), HEADER).unwrap();
+        self.memory.write_obj(0xeeu8, STATUS).unwrap();
+        let segment = |addr, len| Segment { addr, len };
+        let mut readable = vec![segment(HEADER, 16)];
+        if kind == blk::VIRTIO_BLK_T_OUT {
+            readable.push(segment(DATA, 512));
+        }
+        self.guest
+            .add_chain(&readable, &[segment(STATUS, 1)])
+            .unwrap();
+        self.guest.publish();
+        let map = MemoryRef::new(Arc::clone(&self.memory));
+        let head = self.ring.pop(&mut self.chain).unwrap().unwrap();
+        let started = self.executor.start(0, head, &mut self.chain, &map);
         assert!(matches!(started, Started::InFlight));
     }
-    executor.start_ready_flushes();
-    assert_eq!(counters.snapshot().syncs, 1);
-    // The null engine's own outcome is success; what comes back is `outcome` instead.
-    let mut owners = Vec::new();
-    executor.ioq.submit();
-    executor.ioq.reap(|owner, _| owners.push(owner));
-    let mut used = Vec::new();
-    for owner in owners {
-        executor.operation_done(owner, outcome, &mut |finished: Finished| {
-            used.push(finished.used_len);
-            ring.push(finished.head, finished.used_len);
-        });
+
+    /// The part of a pass after fetching, completions left alone.
+    fn submit(&mut self) {
+        self.executor.submit(&mut self.seat);
     }
-    assert_eq!(executor.in_flight(), 0);
-    let status = memory.read_obj(STATUS).unwrap();
-    (used, status, counters.snapshot().io_errors)
+
+    /// The rest of a pass: all operations submitted complete. Returns the used lengths of the requests
+    /// that have come to their end.
+    fn reap(&mut self) -> Vec<u32> {
+        let mut used = Vec::new();
+        self.executor.reap(|finished| used.push(finished.used_len));
+        used
+    }
+
+    /// All operations submitted end with `outcome`, whatever the null engine says.
+    fn end_all(&mut self, outcome: bool) -> Vec<u32> {
+        let mut owners = Vec::new();
+        self.executor.ioq.reap(|owner, _| owners.push(owner));
+        let mut used = Vec::new();
+        for owner in owners {
+            self.executor
+                .operation_done(owner, outcome, &mut |finished: Finished| {
+                    used.push(finished.used_len);
+                });
+        }
+        used
+    }
+
+    fn status(&self) -> u8 {
+        self.memory.read_obj(STATUS).unwrap()
+    }
 }
 
 #[test]
 fn i6_failed_fdatasync_is_an_error_for_every_flush_that_shared_it() {
-    assert_eq!(flush(3, true), (vec![1; 3], Status::Ok as u8, 0));
-    assert_eq!(flush(3, false), (vec![1; 3], Status::IoErr as u8, 3));
+    for (outcome, status, errors) in [(true, Status::Ok, 0), (false, Status::IoErr, 3)] {
+        let mut rig = Rig::alone();
+        for _ in 0..3 {
+            rig.start(blk::VIRTIO_BLK_T_FLUSH);
+        }
+        rig.submit();
+        assert_eq!(rig.counters.snapshot().syncs, 1);
+        assert_eq!(rig.end_all(outcome), [1; 3]);
+        assert_eq!(rig.executor.in_flight(), 0);
+        assert_eq!(rig.status(), status as u8);
+        assert_eq!(rig.counters.snapshot().io_errors, errors);
+    }
+}
+
+#[test]
+fn i10_flush_waits_for_the_writes_that_another_thread_has_popped_and_for_no_later_ones() {
+    let desks = Arc::new(Desks::new(3));
+    let [mut flusher, mut writer, mut idle] = [0, 1, 2].map(|me| Rig::new(&desks, me));
+    writer.start(blk::VIRTIO_BLK_T_OUT);
+    writer.submit();
+    idle.submit();
+
+    flusher.start(blk::VIRTIO_BLK_T_FLUSH);
+    flusher.submit();
+    // The writer has learnt of it, and pops more.
+    writer.submit();
+    writer.start(blk::VIRTIO_BLK_T_OUT);
+    flusher.submit();
+    assert_eq!(flusher.counters.snapshot().syncs, 0);
+    // Its first write completes; the second has not been submitted.
+    assert_eq!(writer.reap(), [1]);
+    flusher.submit();
+    assert_eq!(flusher.counters.snapshot().syncs, 0, "not answered yet");
+    writer.submit();
+    flusher.submit();
+    assert_eq!(flusher.counters.snapshot().syncs, 1);
+    assert_eq!(flusher.reap(), [1]);
+    assert_eq!(flusher.status(), Status::Ok as u8);
+    assert_eq!(writer.executor.in_flight(), 1);
+}
+
+#[test]
+fn i10_flushes_of_two_threads_with_writes_do_not_wait_for_each_other() {
+    let desks = Arc::new(Desks::new(2));
+    let mut rigs = [0, 1].map(|me| Rig::new(&desks, me));
+    for rig in &mut rigs {
+        rig.start(blk::VIRTIO_BLK_T_OUT);
+        rig.submit();
+    }
+    for rig in &mut rigs {
+        rig.start(blk::VIRTIO_BLK_T_FLUSH);
+        rig.submit();
+    }
+    let mut ended = [0, 0];
+    for _ in 0..4 {
+        for (rig, ended) in rigs.iter_mut().zip(&mut ended) {
+            *ended += rig.reap().len();
+            rig.submit();
+        }
+    }
+    assert_eq!(ended, [2, 2]);
+}
+
+#[test]
+fn i10_flush_that_comes_while_others_are_asked_is_asked_for_anew() {
+    let desks = Arc::new(Desks::new(2));
+    let [mut flusher, mut writer] = [0, 1].map(|me| Rig::new(&desks, me));
+    writer.start(blk::VIRTIO_BLK_T_OUT);
+    writer.submit();
+    flusher.start(blk::VIRTIO_BLK_T_FLUSH);
+    flusher.submit();
+    // A write that the first flush does not cover, and the second does.
+    writer.submit();
+    writer.start(blk::VIRTIO_BLK_T_OUT);
+    assert_eq!(writer.reap(), [1]);
+    writer.submit();
+    flusher.start(blk::VIRTIO_BLK_T_FLUSH);
+    flusher.submit();
+    // The answer to the first lets that one go, and the second is asked for.
+    assert_eq!(flusher.counters.snapshot().syncs, 1);
+    assert_eq!(flusher.reap(), [1]);
+    flusher.submit();
+    assert!(flusher.reap().is_empty());
+    writer.submit();
+    assert_eq!(writer.reap(), [1]);
+    writer.submit();
+    flusher.submit();
+    assert_eq!(flusher.reap(), [1]);
 }
