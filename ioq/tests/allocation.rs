@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::io::Write;
 use std::sync::Arc;
 
-use ioq::{AlignedBuf, Config, Durability, IoBuf, IoQueue};
+use ioq::{AlignedBuf, Config, Durability, Engine, IoBuf, IoQueue};
 
 struct Counting;
 
@@ -54,7 +54,7 @@ fn allocations() -> usize {
 /// Every sort of operation in every slot, an error among them, then all reaped.
 fn round(queue: &mut IoQueue<usize>, segments: &[libc::iovec], file_len: u64) {
     for i in 0..queue.capacity() {
-        match i % 4 {
+        match i % 5 {
             // SAFETY: the segments' memory outlives the queue.
             0 => unsafe { queue.queue_readv(0, segments.iter().copied(), i) }.unwrap(),
             1 => {
@@ -64,13 +64,16 @@ fn round(queue: &mut IoQueue<usize>, segments: &[libc::iovec], file_len: u64) {
             }
             // SAFETY: as above.
             2 => unsafe { queue.queue_readv(file_len - 1, segments.iter().copied(), i) }.unwrap(),
+            3 => queue.queue_discard(4096, 512, i).unwrap(),
             _ => queue.queue_fdatasync(i).unwrap(),
         }
     }
     assert!(queue.queue_fdatasync(0).is_err());
+    queue.disarm_completion_fd();
     queue.submit();
     while !queue.is_idle() {
         queue.clear_completion_fd();
+        let _ = queue.arm_completion_fd();
         queue.reap(|_, _| {});
     }
 }
@@ -90,6 +93,8 @@ fn assert_no_allocation(mut queue: IoQueue<usize>) {
             iov_len: 1024,
         },
     ];
+    // The first starts the worker threads.
+    round(&mut queue, &segments, FILE_LEN);
     let before = allocations();
     for _ in 0..200 {
         round(&mut queue, &segments, FILE_LEN);
@@ -106,14 +111,16 @@ fn counter_counts() {
 }
 
 #[test]
-fn linux_aio_allocates_nothing_after_its_start() {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&[7; 8192]).unwrap();
-    let config = Config {
-        depth: 33,
-        max_segments: 2,
-    };
-    assert_no_allocation(IoQueue::linux_aio(Arc::new(file), &config).unwrap());
+fn neither_engine_allocates_after_its_start() {
+    for engine in [Engine::LinuxAio, Engine::IoUring] {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 8192]).unwrap();
+        let config = Config {
+            depth: 33,
+            max_segments: 2,
+        };
+        assert_no_allocation(IoQueue::open(Arc::new(file), engine, &config).unwrap());
+    }
 }
 
 #[test]

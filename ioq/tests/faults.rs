@@ -1,12 +1,14 @@
 //! The queue over a disk that injects faults: what the kernel rarely does, on demand.
 
-use ioq::testing::{Event, FaultDisk, Step, SubmitStep};
-use ioq::{Config, Durability, IoError, IoErrorKind, IoQueue, TRANSIENT_RETRIES_MAX};
+use ioq::testing::{Event, FaultDisk, Imitates, Step, SubmitStep};
+use ioq::{Config, Durability, IoError, IoErrorKind, IoQueue, TRANSIENT_RETRIES_MAX, Unmap};
 
 const CONFIG: Config = Config {
     depth: 8,
     max_segments: 4,
 };
+
+const BOTH: [Imitates; 2] = [Imitates::LinuxAio, Imitates::IoUring];
 
 type Owner = (Vec<u8>, u32);
 
@@ -53,143 +55,157 @@ fn finish(queue: &mut IoQueue<Owner>) -> Vec<(Owner, Result<u64, IoError>)> {
 
 #[test]
 fn i2_short_read_is_continued_to_its_end() {
-    let disk = disk();
-    disk.script(
-        512..1024,
-        [Step::AtMost(1), Step::AtMost(100), Step::AtMost(410)],
-    );
-    let mut queue = queue(&disk);
-    read(&mut queue, 512, 0);
-    queue.submit();
-    let results = finish(&mut queue);
-    assert_eq!(results[0].1, Ok(512));
-    assert!(results[0].0.0 == pattern(4096)[512..1024]);
-    let moved: Vec<_> = disk.log();
-    let expected = [(512, 1), (513, 100), (613, 410), (1023, 1)]
-        .map(|(offset, len)| Event::Read { offset, len });
-    assert_eq!(moved, expected);
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.script(
+            512..1024,
+            [Step::AtMost(1), Step::AtMost(100), Step::AtMost(410)],
+        );
+        let mut queue = queue(&disk);
+        read(&mut queue, 512, 0);
+        queue.submit();
+        let results = finish(&mut queue);
+        assert_eq!(results[0].1, Ok(512));
+        assert!(results[0].0.0 == pattern(4096)[512..1024]);
+        let moved: Vec<_> = disk.log();
+        let expected = [(512, 1), (513, 100), (613, 410), (1023, 1)]
+            .map(|(offset, len)| Event::Read { offset, len });
+        assert_eq!(moved, expected);
+    }
 }
 
 #[test]
 fn i2_short_write_is_continued_with_its_durability() {
-    let disk = disk();
-    disk.script(0..512, [Step::AtMost(200)]);
-    let mut queue = queue(&disk);
-    queue
-        .write(0, (vec![9; 512], 0), Durability::WriteThrough)
-        .unwrap();
-    queue.submit();
-    assert_eq!(finish(&mut queue)[0].1, Ok(512));
-    let durability = Durability::WriteThrough;
-    assert_eq!(
-        disk.log(),
-        [
-            Event::Write {
-                offset: 0,
-                len: 200,
-                durability
-            },
-            Event::Write {
-                offset: 200,
-                len: 312,
-                durability
-            },
-        ]
-    );
-    assert!(disk.stable_image()[..512].iter().all(|&byte| byte == 9));
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.script(0..512, [Step::AtMost(200)]);
+        let mut queue = queue(&disk);
+        queue
+            .write(0, (vec![9; 512], 0), Durability::WriteThrough)
+            .unwrap();
+        queue.submit();
+        assert_eq!(finish(&mut queue)[0].1, Ok(512));
+        let durability = Durability::WriteThrough;
+        assert_eq!(
+            disk.log(),
+            [
+                Event::Write {
+                    offset: 0,
+                    len: 200,
+                    durability
+                },
+                Event::Write {
+                    offset: 200,
+                    len: 312,
+                    durability
+                },
+            ]
+        );
+        assert!(disk.stable_image()[..512].iter().all(|&byte| byte == 9));
+    }
 }
 
 #[test]
 fn i2_no_progress_is_an_error_not_a_loop() {
-    let disk = disk();
-    disk.script(0..1024, [Step::AtMost(0), Step::AtMost(0)]);
-    let mut queue = queue(&disk);
-    read(&mut queue, 0, 0);
-    queue
-        .write(512, (vec![9; 512], 1), Durability::WriteBack)
-        .unwrap();
-    queue.submit();
-    let results = reap(&mut queue);
-    assert_eq!(results[0].1.unwrap_err().kind(), IoErrorKind::UnexpectedEof);
-    assert_eq!(results[1].1.unwrap_err().kind(), IoErrorKind::WriteZero);
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.script(0..1024, [Step::AtMost(0), Step::AtMost(0)]);
+        let mut queue = queue(&disk);
+        read(&mut queue, 0, 0);
+        queue
+            .write(512, (vec![9; 512], 1), Durability::WriteBack)
+            .unwrap();
+        queue.submit();
+        let results = reap(&mut queue);
+        assert_eq!(results[0].1.unwrap_err().kind(), IoErrorKind::UnexpectedEof);
+        assert_eq!(results[1].1.unwrap_err().kind(), IoErrorKind::WriteZero);
+    }
 }
 
 #[test]
 fn i2_continuation_waits_for_the_next_reap_and_keeps_its_slot() {
-    let disk = disk();
-    disk.script(0..512, [Step::AtMost(100)]);
-    let mut queue = queue(&disk);
-    read(&mut queue, 0, 0);
-    queue.submit();
-    assert!(reap(&mut queue).is_empty());
-    assert_eq!((queue.in_flight(), queue.free_slots()), (1, 7));
-    assert!(queue.completions_pending());
-    assert_eq!(reap(&mut queue), [(0, Ok(512))]);
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.script(0..512, [Step::AtMost(100)]);
+        let mut queue = queue(&disk);
+        read(&mut queue, 0, 0);
+        queue.submit();
+        assert!(reap(&mut queue).is_empty());
+        assert_eq!((queue.in_flight(), queue.free_slots()), (1, 7));
+        assert!(queue.completions_pending());
+        assert_eq!(reap(&mut queue), [(0, Ok(512))]);
+    }
 }
 
 #[test]
 fn i2_continuation_does_not_wait_for_other_operations() {
-    let disk = disk();
-    disk.hold(true);
-    disk.script(0..512, [Step::AtMost(100)]);
-    let mut queue = queue(&disk);
-    read(&mut queue, 0, 0);
-    read(&mut queue, 512, 1);
-    queue.submit();
-    disk.release(0);
-    assert!(reap(&mut queue).is_empty());
-    // The other one, and the continuation.
-    assert_eq!(disk.waiting(), 2);
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.hold(true);
+        disk.script(0..512, [Step::AtMost(100)]);
+        let mut queue = queue(&disk);
+        read(&mut queue, 0, 0);
+        read(&mut queue, 512, 1);
+        queue.submit();
+        disk.release(0);
+        assert!(reap(&mut queue).is_empty());
+        // The other one, and the continuation.
+        assert_eq!(disk.waiting(), 2);
+    }
 }
 
 #[test]
 fn i2_continuation_goes_before_what_was_never_submitted() {
-    let disk = disk();
-    disk.script(0..512, [Step::AtMost(100)]);
-    let mut queue = queue(&disk);
-    read(&mut queue, 0, 0);
-    queue.submit();
-    read(&mut queue, 512, 1);
-    assert!(reap(&mut queue).is_empty());
-    assert_eq!(reap(&mut queue), [(0, Ok(512))]);
-    assert_eq!((queue.queued(), queue.in_flight()), (1, 0));
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.script(0..512, [Step::AtMost(100)]);
+        let mut queue = queue(&disk);
+        read(&mut queue, 0, 0);
+        queue.submit();
+        read(&mut queue, 512, 1);
+        assert!(reap(&mut queue).is_empty());
+        assert_eq!(reap(&mut queue), [(0, Ok(512))]);
+        assert_eq!((queue.queued(), queue.in_flight()), (1, 0));
+    }
 }
 
 #[test]
 fn i3_error_on_completion_fails_that_operation_with_its_errno() {
-    let disk = disk();
-    for (block, errno) in [libc::EIO, libc::ENOSPC, libc::EROFS]
-        .into_iter()
-        .enumerate()
-    {
-        let start = block as u64 * 512;
-        disk.script(start..start + 512, [Step::Fail(errno)]);
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        for (block, errno) in [libc::EIO, libc::ENOSPC, libc::EROFS]
+            .into_iter()
+            .enumerate()
+        {
+            let start = block as u64 * 512;
+            disk.script(start..start + 512, [Step::Fail(errno)]);
+        }
+        let mut queue = queue(&disk);
+        for id in 0..4 {
+            queue
+                .write(
+                    u64::from(id) * 512,
+                    (vec![9; 512], id),
+                    Durability::WriteBack,
+                )
+                .unwrap();
+        }
+        queue.submit();
+        let results = reap(&mut queue);
+        let errors: Vec<_> = results
+            .iter()
+            .map(|(_, r)| r.map_err(|e| (e.kind(), e.errno().unwrap())))
+            .collect();
+        assert_eq!(
+            errors,
+            [
+                Err((IoErrorKind::Storage, libc::EIO)),
+                Err((IoErrorKind::NoSpace, libc::ENOSPC)),
+                Err((IoErrorKind::ReadOnly, libc::EROFS)),
+                Ok(512),
+            ]
+        );
     }
-    let mut queue = queue(&disk);
-    for id in 0..4 {
-        queue
-            .write(
-                u64::from(id) * 512,
-                (vec![9; 512], id),
-                Durability::WriteBack,
-            )
-            .unwrap();
-    }
-    queue.submit();
-    let results = reap(&mut queue);
-    let errors: Vec<_> = results
-        .iter()
-        .map(|(_, r)| r.map_err(|e| (e.kind(), e.errno().unwrap())))
-        .collect();
-    assert_eq!(
-        errors,
-        [
-            Err((IoErrorKind::Storage, libc::EIO)),
-            Err((IoErrorKind::NoSpace, libc::ENOSPC)),
-            Err((IoErrorKind::ReadOnly, libc::EROFS)),
-            Ok(512),
-        ]
-    );
 }
 
 #[test]
@@ -233,33 +249,37 @@ fn i4_short_submit_is_followed_up_at_once_and_parked_if_that_fails() {
 
 #[test]
 fn i4_reap_without_completions_does_not_hammer_the_kernel() {
-    let disk = disk();
-    disk.hold(true);
-    disk.script_submit([SubmitStep::AtMost(1), SubmitStep::Again]);
-    let mut queue = queue(&disk);
-    read(&mut queue, 0, 0);
-    read(&mut queue, 512, 1);
-    queue.submit();
-    let calls = disk.submit_calls();
-    for _ in 0..100 {
-        assert!(reap(&mut queue).is_empty());
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.hold(true);
+        disk.script_submit([SubmitStep::AtMost(1), SubmitStep::Again]);
+        let mut queue = queue(&disk);
+        read(&mut queue, 0, 0);
+        read(&mut queue, 512, 1);
+        queue.submit();
+        let calls = disk.submit_calls();
+        for _ in 0..100 {
+            assert!(reap(&mut queue).is_empty());
+        }
+        assert_eq!(disk.submit_calls(), calls);
+        disk.release(0);
+        assert_eq!(reap(&mut queue).len(), 1);
+        assert_eq!(disk.submit_calls(), calls + 1);
     }
-    assert_eq!(disk.submit_calls(), calls);
-    disk.release(0);
-    assert_eq!(reap(&mut queue).len(), 1);
-    assert_eq!(disk.submit_calls(), calls + 1);
 }
 
 #[test]
 fn i4_reap_leaves_alone_what_was_never_submitted() {
-    let disk = disk();
-    let mut queue = queue(&disk);
-    read(&mut queue, 0, 0);
-    queue.submit();
-    read(&mut queue, 512, 1);
-    assert_eq!(reap(&mut queue).len(), 1);
-    assert!(reap(&mut queue).is_empty());
-    assert_eq!((queue.queued(), disk.log().len()), (1, 1));
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        let mut queue = queue(&disk);
+        read(&mut queue, 0, 0);
+        queue.submit();
+        read(&mut queue, 512, 1);
+        assert_eq!(reap(&mut queue).len(), 1);
+        assert!(reap(&mut queue).is_empty());
+        assert_eq!((queue.queued(), disk.log().len()), (1, 1));
+    }
 }
 
 #[test]
@@ -303,48 +323,53 @@ fn i5_refusals_alone_wake_the_caller() {
 
 #[test]
 fn i6_failed_fdatasync_is_delivered_and_never_retried() {
-    for errno in [libc::EIO, libc::ENOSPC, libc::EAGAIN] {
-        let disk = disk();
-        disk.script_fdatasync([Step::Fail(errno)]);
-        let mut queue = queue(&disk);
-        queue.queue_fdatasync((Vec::new(), 0)).unwrap();
-        queue.submit();
-        let results = finish(&mut queue);
-        assert_eq!(results[0].1.unwrap_err().errno(), Some(errno));
-        assert!(disk.log().is_empty(), "retried behind the caller's back");
+    for imitates in BOTH {
+        for errno in [libc::EIO, libc::ENOSPC, libc::EAGAIN] {
+            let disk = disk().imitating(imitates);
+            disk.script_fdatasync([Step::Fail(errno)]);
+            let mut queue = queue(&disk);
+            queue.queue_fdatasync((Vec::new(), 0)).unwrap();
+            queue.submit();
+            let results = finish(&mut queue);
+            assert_eq!(results[0].1.unwrap_err().errno(), Some(errno));
+            assert!(disk.log().is_empty(), "retried behind the caller's back");
+        }
     }
 }
 
 #[test]
 fn i6_refused_fdatasync_runs_on_the_worker_with_its_error() {
-    for refusal in [libc::EINVAL, libc::EOPNOTSUPP] {
-        let disk = disk();
-        disk.refuse_fdatasync(refusal);
-        disk.script_fdatasync([Step::Fail(libc::EIO)]);
-        let mut queue = queue(&disk);
-        queue
-            .write(0, (vec![9; 512], 0), Durability::WriteBack)
-            .unwrap();
-        queue.submit();
-        assert_eq!(finish(&mut queue)[0].1, Ok(512));
-        assert!(disk.stable_image() == pattern(4096));
-
-        let mut results = Vec::new();
-        for id in 1..3 {
-            queue.queue_fdatasync((Vec::new(), id)).unwrap();
+    for imitates in BOTH {
+        for refusal in [libc::EINVAL, libc::EOPNOTSUPP] {
+            let disk = disk().imitating(imitates);
+            disk.refuse_fdatasync(refusal);
+            disk.script_fdatasync([Step::Fail(libc::EIO)]);
+            let mut queue = queue(&disk);
+            queue
+                .write(0, (vec![9; 512], 0), Durability::WriteBack)
+                .unwrap();
             queue.submit();
-            // Sleeping on the eventfd's side is tested with real files; here only the result.
-            while !queue.is_idle() {
-                queue.reap(|(_, id), result| results.push((id, result.map_err(IoError::errno))));
-                std::thread::yield_now();
+            assert_eq!(finish(&mut queue)[0].1, Ok(512));
+            assert!(disk.stable_image() == pattern(4096));
+
+            let mut results = Vec::new();
+            for id in 1..3 {
+                queue.queue_fdatasync((Vec::new(), id)).unwrap();
+                queue.submit();
+                // Sleeping on the eventfd's side is tested with real files; here only the result.
+                while !queue.is_idle() {
+                    queue
+                        .reap(|(_, id), result| results.push((id, result.map_err(IoError::errno))));
+                    std::thread::yield_now();
+                }
             }
+            assert_eq!(results, [(1, Err(Some(libc::EIO))), (2, Ok(0))]);
+            assert_eq!(
+                disk.log().last(),
+                Some(&Event::Fdatasync { blocking: true })
+            );
+            assert!(disk.stable_image()[..512].iter().all(|&byte| byte == 9));
         }
-        assert_eq!(results, [(1, Err(Some(libc::EIO))), (2, Ok(0))]);
-        assert_eq!(
-            disk.log().last(),
-            Some(&Event::Fdatasync { blocking: true })
-        );
-        assert!(disk.stable_image()[..512].iter().all(|&byte| byte == 9));
     }
 }
 
@@ -362,64 +387,72 @@ fn i6_fdatasync_refused_for_another_reason_is_not_tried_on_the_worker() {
 
 #[test]
 fn i9_interrupted_operation_is_retried_but_not_for_ever() {
-    let tries = usize::from(TRANSIENT_RETRIES_MAX);
-    for errno in [libc::EINTR, libc::EAGAIN] {
-        for (failures, expected) in [(tries, Ok(512)), (tries + 1, Err(Some(errno)))] {
-            let disk = disk();
-            disk.script(0..512, vec![Step::Fail(errno); failures]);
-            let mut queue = queue(&disk);
-            read(&mut queue, 0, 0);
-            queue.submit();
-            let result = finish(&mut queue)[0].1;
-            assert_eq!(
-                result.map_err(IoError::errno),
-                expected,
-                "{failures} of {errno}"
-            );
+    for imitates in BOTH {
+        let tries = usize::from(TRANSIENT_RETRIES_MAX);
+        for errno in [libc::EINTR, libc::EAGAIN] {
+            for (failures, expected) in [(tries, Ok(512)), (tries + 1, Err(Some(errno)))] {
+                let disk = disk().imitating(imitates);
+                disk.script(0..512, vec![Step::Fail(errno); failures]);
+                let mut queue = queue(&disk);
+                read(&mut queue, 0, 0);
+                queue.submit();
+                let result = finish(&mut queue)[0].1;
+                assert_eq!(
+                    result.map_err(IoError::errno),
+                    expected,
+                    "{failures} of {errno}"
+                );
+            }
         }
     }
 }
 
 #[test]
 fn i9_interrupted_fdatasync_is_retried() {
-    let disk = disk();
-    disk.script_fdatasync([Step::Fail(libc::EINTR)]);
-    let mut queue = queue(&disk);
-    queue.queue_fdatasync((Vec::new(), 0)).unwrap();
-    queue.submit();
-    assert_eq!(finish(&mut queue)[0].1, Ok(0));
-    assert_eq!(disk.log(), [Event::Fdatasync { blocking: false }]);
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.script_fdatasync([Step::Fail(libc::EINTR)]);
+        let mut queue = queue(&disk);
+        queue.queue_fdatasync((Vec::new(), 0)).unwrap();
+        queue.submit();
+        assert_eq!(finish(&mut queue)[0].1, Ok(0));
+        assert_eq!(disk.log(), [Event::Fdatasync { blocking: false }]);
+    }
 }
 
 #[test]
 fn nothing_completes_inside_queueing_or_submitting() {
-    let disk = disk();
-    let mut queue = queue(&disk);
-    for id in 0..8 {
-        read(&mut queue, 0, id);
-        queue.submit();
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        let mut queue = queue(&disk);
+        for id in 0..8 {
+            read(&mut queue, 0, id);
+            queue.submit();
+        }
+        assert_eq!((queue.free_slots(), queue.in_flight()), (0, 8));
+        assert_eq!(reap(&mut queue).len(), 8);
     }
-    assert_eq!((queue.free_slots(), queue.in_flight()), (0, 8));
-    assert_eq!(reap(&mut queue).len(), 8);
 }
 
 #[test]
 fn panic_in_the_callback_leaves_the_queue_sound() {
-    let disk = disk();
-    let mut queue = queue(&disk);
-    for id in 0..4 {
-        read(&mut queue, 0, id);
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        let mut queue = queue(&disk);
+        for id in 0..4 {
+            read(&mut queue, 0, id);
+        }
+        queue.submit();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            queue.reap(|_, _| panic!("the caller's mistake"));
+        }));
+        assert!(panicked.is_err());
+        // The slot of the owner that was given out is free, and takes another operation.
+        assert!(queue.free_slots() >= 5);
+        read(&mut queue, 0, 9);
+        queue.submit();
+        assert!(reap(&mut queue).contains(&(9, Ok(512))));
     }
-    queue.submit();
-    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        queue.reap(|_, _| panic!("the caller's mistake"));
-    }));
-    assert!(panicked.is_err());
-    // The slot of the owner that was given out is free, and takes another operation.
-    assert!(queue.free_slots() >= 5);
-    read(&mut queue, 0, 9);
-    queue.submit();
-    assert!(reap(&mut queue).contains(&(9, Ok(512))));
 }
 
 #[test]
@@ -438,12 +471,110 @@ fn offsets_beyond_what_the_kernel_can_express_are_refused() {
 
 #[test]
 fn empty_transfer_succeeds_with_no_bytes() {
-    let disk = disk();
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        let mut queue = queue(&disk);
+        queue.read(0, (Vec::new(), 0)).unwrap();
+        queue
+            .write(0, (Vec::new(), 1), Durability::WriteBack)
+            .unwrap();
+        queue.submit();
+        assert_eq!(reap(&mut queue), [(0, Ok(0)), (1, Ok(0))]);
+    }
+}
+
+#[test]
+fn i5_operation_refused_by_a_ring_is_taken_and_fails_alone_wherever_it_stands() {
+    for bad in 0..5 {
+        let disk = disk().imitating(Imitates::IoUring);
+        disk.refuse(bad * 512..bad * 512 + 1, libc::EINVAL);
+        let mut queue = queue(&disk);
+        for id in 0..5 {
+            read(&mut queue, u64::from(id) * 512, id);
+        }
+        let report = queue.submit();
+        assert_eq!((report.submitted, report.refused, report.parked), (5, 0, 0));
+        assert_eq!(disk.submit_calls(), 1);
+        for (id, result) in reap(&mut queue) {
+            if u64::from(id) == bad {
+                assert_eq!(result.unwrap_err().errno(), Some(libc::EINVAL));
+            } else {
+                assert_eq!(result, Ok(512));
+            }
+        }
+        assert!(queue.is_idle());
+    }
+}
+
+#[test]
+fn i4_what_a_ring_has_no_room_for_stays_in_it_and_goes_before_what_comes_later() {
+    let disk = disk().imitating(Imitates::IoUring);
+    disk.script_submit([SubmitStep::Again, SubmitStep::AtMost(3)]);
     let mut queue = queue(&disk);
-    queue.read(0, (Vec::new(), 0)).unwrap();
-    queue
-        .write(0, (Vec::new(), 1), Durability::WriteBack)
-        .unwrap();
-    queue.submit();
-    assert_eq!(reap(&mut queue), [(0, Ok(0)), (1, Ok(0))]);
+    for id in 0..2 {
+        read(&mut queue, u64::from(id) * 512, id);
+    }
+    let report = queue.submit();
+    assert_eq!((report.submitted, report.parked), (0, 2));
+    assert!(queue.needs_retry());
+    for id in 2..5 {
+        read(&mut queue, u64::from(id) * 512, id);
+    }
+    // Three of five, the two left over first.
+    let report = queue.submit();
+    assert_eq!((report.submitted, report.parked), (3, 2));
+    assert!(!queue.needs_retry());
+    let first: Vec<_> = reap(&mut queue).iter().map(|(id, _)| *id).collect();
+    assert_eq!(first, [0, 1, 2]);
+    // That reap has tried the rest again.
+    assert_eq!(finish(&mut queue).len(), 2);
+    let offsets: Vec<_> = disk
+        .log()
+        .iter()
+        .map(|event| match event {
+            Event::Read { offset, .. } => *offset,
+            event => panic!("{event:?}"),
+        })
+        .collect();
+    assert_eq!(offsets, [0, 512, 1024, 1536, 2048]);
+}
+
+#[test]
+fn discards_and_zeroes_run_on_a_worker_with_their_errors() {
+    for imitates in BOTH {
+        let disk = disk().imitating(imitates);
+        disk.script(0..512, [Step::Fail(libc::EIO)]);
+        disk.script(
+            512..1024,
+            [Step::Fail(libc::EINTR), Step::Fail(libc::EAGAIN)],
+        );
+        let mut queue = queue(&disk);
+        let owner = |id| (Vec::new(), id);
+        queue.queue_discard(0, 512, owner(0)).unwrap();
+        let (unmap, durability) = (Unmap::Forbidden, Durability::WriteThrough);
+        queue
+            .queue_write_zeroes(512, 512, unmap, durability, owner(1))
+            .unwrap();
+        queue.queue_discard(1024, 512, owner(2)).unwrap();
+        assert_eq!(queue.submit().submitted, 3);
+        let mut results = Vec::new();
+        let started = std::time::Instant::now();
+        while !queue.is_idle() {
+            results.extend(reap(&mut queue));
+            assert!(started.elapsed().as_secs() < 30, "stuck: {queue:?}");
+        }
+        results.sort_by_key(|(id, _)| *id);
+        assert_eq!(results[0].1.unwrap_err().kind(), IoErrorKind::Storage);
+        assert_eq!((results[1].1, results[2].1), (Ok(512), Ok(512)));
+        assert!(disk.image()[512..1536].iter().all(|&byte| byte == 0));
+        assert!(disk.image()[..512] == pattern(4096)[..512]);
+        // Write-through reached the platter, a discard need not.
+        assert!(disk.stable_image()[512..1024].iter().all(|&byte| byte == 0));
+        assert!(disk.log().contains(&Event::WriteZeroes {
+            offset: 512,
+            len: 512,
+            unmap,
+            durability
+        }));
+    }
 }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use ioq::testing::{FaultDisk, Step, SubmitStep};
-use ioq::{Config, Durability, IoError, IoQueue, TRANSIENT_RETRIES_MAX};
+use ioq::testing::{FaultDisk, Imitates, Step, SubmitStep};
+use ioq::{Armed, Config, Durability, IoError, IoQueue, TRANSIENT_RETRIES_MAX, Unmap};
 use proptest::prelude::*;
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -21,6 +21,8 @@ enum Kind {
     Read,
     Write(Durability),
     Fdatasync,
+    Discard,
+    WriteZeroes(Unmap, Durability),
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +39,8 @@ enum Act {
     Submitting(SubmitStep),
     Release(usize),
     Reap,
+    Disarm,
+    Arm,
 }
 
 fn planned() -> impl Strategy<Value = Planned> {
@@ -45,6 +49,9 @@ fn planned() -> impl Strategy<Value = Planned> {
         3 => Just(Kind::Write(Durability::WriteBack)),
         1 => Just(Kind::Write(Durability::WriteThrough)),
         1 => Just(Kind::Fdatasync),
+        1 => Just(Kind::Discard),
+        1 => Just(Kind::WriteZeroes(Unmap::Allowed, Durability::WriteBack)),
+        1 => Just(Kind::WriteZeroes(Unmap::Forbidden, Durability::WriteThrough)),
     ];
     let refused = prop_oneof![
         8 => Just(None),
@@ -77,6 +84,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0usize..5).prop_map(|n| Act::Submitting(SubmitStep::AtMost(n))),
         4 => (0usize..8).prop_map(Act::Release),
         3 => Just(Act::Reap),
+        2 => Just(Act::Disarm),
+        2 => Just(Act::Arm),
     ]
 }
 
@@ -85,12 +94,18 @@ fn expected(plan: &Planned) -> (Result<u64, Option<i32>>, u64) {
     if let Kind::Fdatasync = plan.kind {
         return (Ok(0), 0);
     }
-    if let Some(errno) = plan.refused {
+    let whole = matches!(plan.kind, Kind::Discard | Kind::WriteZeroes(..));
+    if let Some(errno) = plan.refused
+        // A worker does these: no submit call sees them.
+        && !whole
+    {
         return (Err(Some(errno)), 0);
     }
     let (mut done, mut transient) = (0, 0);
     for step in &plan.steps {
         match *step {
+            // A range is done or it is not.
+            Step::AtMost(_) if whole => return (Ok(REGION), REGION),
             Step::AtMost(0) => return (Err(None), done),
             Step::AtMost(most) => {
                 done += most.min(REGION - done);
@@ -125,9 +140,11 @@ proptest! {
         acts in prop::collection::vec(act(), 0..200),
         depth in 1u16..10,
         syncs_on_worker in any::<bool>(),
+        io_uring in any::<bool>(),
     ) {
         let original = pattern(plans.len() * usize::try_from(REGION).unwrap());
-        let disk = FaultDisk::new(original.clone());
+        let imitates = if io_uring { Imitates::IoUring } else { Imitates::LinuxAio };
+        let disk = FaultDisk::new(original.clone()).imitating(imitates);
         for (id, plan) in plans.iter().enumerate() {
             if let Some(errno) = plan.refused {
                 disk.refuse(region(id), errno);
@@ -153,16 +170,14 @@ proptest! {
                     queue.write(region(next).start, (data, next), durability)
                 }
                 Kind::Fdatasync => queue.queue_fdatasync((Vec::new(), next)),
+                Kind::Discard => queue.queue_discard(region(next).start, REGION, (Vec::new(), next)),
+                Kind::WriteZeroes(unmap, durability) => queue.queue_write_zeroes(
+                    region(next).start, REGION, unmap, durability, (Vec::new(), next)),
             };
             match queued {
                 Ok(()) => {
- next += 1;
- true
-}
-                Err(error) => {
- assert!(matches!(error, ioq::QueueError::Full { .. }));
- false
-}
+next += 1; true }
+                Err(error) => {assert!(matches!(error, ioq::QueueError::Full { .. })); false }
             }
         };
         let mut reap = |queue: &mut IoQueue<(Vec<u8>, usize)>| {
@@ -172,8 +187,19 @@ proptest! {
             });
         };
 
+        // The caller sleeps: whatever completes must wake it.
+        let mut asleep = false;
         for act in &acts {
+            asleep &= matches!(act, Act::Release(_));
             match *act {
+                Act::Disarm => queue.disarm_completion_fd(),
+                Act::Arm => {
+                    asleep = queue.arm_completion_fd() == Armed::Sleep;
+                    prop_assert!(!asleep || disk.ready() == 0, "slept for what was there");
+                }
+                Act::Release(nth) if asleep => {
+                    prop_assert!(!disk.release(nth) || queue.clear_completion_fd(), "not woken");
+                }
                 Act::Queue => drop(queue_next(&mut queue)),
                 Act::Submit => drop(queue.submit()),
                 Act::Submitting(step) => disk.script_submit([step]),
@@ -195,6 +221,7 @@ proptest! {
             if queue.is_idle() && !queue_next(&mut queue) {
                 break;
             }
+            std::thread::yield_now();
             // Not a measurement: a queue that is stuck shall fail, not hang.
             assert!(std::time::Instant::now() < deadline, "stuck: {queue:?}");
         }
@@ -220,6 +247,10 @@ proptest! {
                     prop_assert_eq!(&after[moved..], &before[moved..]);
                 }
                 Kind::Fdatasync => prop_assert_eq!(before, after),
+                Kind::Discard | Kind::WriteZeroes(..) if result.is_ok() => {
+                    prop_assert!(after.iter().all(|&byte| byte == 0));
+                }
+                Kind::Discard | Kind::WriteZeroes(..) => prop_assert_eq!(before, after),
             }
         }
     }

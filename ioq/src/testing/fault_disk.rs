@@ -307,6 +307,11 @@ impl FaultDisk {
         self.shared.state().waiting.len()
     }
 
+    /// Operations that have completed and were not reaped, those of worker threads aside.
+    pub fn ready(&self) -> usize {
+        self.shared.state().ready.len()
+    }
+
     /// Submit calls so far.
     pub fn submit_calls(&self) -> usize {
         self.shared.state().submit_calls
