@@ -123,6 +123,34 @@ fn interest_is_what_is_reported_and_can_be_changed() {
 }
 
 #[test]
+fn a_changed_token_is_known_when_another_is_removed_in_the_same_batch() {
+    let tokens = within_deadline(|| {
+        let (first, second) = (EventNotifier::new().unwrap(), EventNotifier::new().unwrap());
+        let mut poll = EventPoll::new(4).unwrap();
+        let registry = poll.registry();
+        registry.add(&first, Token(1)).unwrap();
+        registry.add(&second, Token(2)).unwrap();
+        registry
+            .change(&second, Token(9), Interest::READABLE)
+            .unwrap();
+        first.notify().unwrap();
+        second.notify().unwrap();
+        let mut tokens = Vec::new();
+        poll.run(|event| {
+            tokens.push(event.token.0);
+            if event.token == Token(1) {
+                registry.remove(&first).unwrap();
+                return ControlFlow::Continue(());
+            }
+            ControlFlow::Break(())
+        })
+        .unwrap();
+        (tokens, poll.stats().wakeups)
+    });
+    assert_eq!(tokens, (vec![1, 9], 1));
+}
+
+#[test]
 fn misuse_is_an_error_and_changes_nothing() {
     let (known, unknown) = (EventNotifier::new().unwrap(), EventNotifier::new().unwrap());
     let mut poll = EventPoll::new(1).unwrap();
