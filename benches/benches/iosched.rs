@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use benches::Error;
 use benches::fixture::{BLOCK, BlockFile, Random};
-use benches::rounds::{Contender, Mode, compare};
+use benches::rounds::{Contender, Mode, ROUNDS, compare};
 use criterion::{Criterion, Throughput};
 use ioq::{AlignedBuf, Config, IoQueue};
 use iosched::{Limits, Merger, Op, Request};
@@ -34,12 +34,24 @@ fn batch(len: u32, mut offset: impl FnMut(u32) -> u64) -> Vec<Request> {
         .collect()
 }
 
-/// Blocks of the files: 16 MiB, which the processor's caches hold, and 64 MiB, which they do not. What
-/// merging saves is the same time for each request; the copying beside it takes longer from memory.
-const FILE_BLOCKS: [u64; 2] = [1 << 12, 1 << 14];
+/// What is read: blocks of the file, which of them, and how many at a time.
+///
+/// 4 MiB stay in the processor's caches, 64 MiB do not. What merging saves is the same time for each request;
+/// copying the data, which it cannot save, takes longer from memory. Random reads of a small file would touch by
+/// chance, so that there is something to merge.
+const CASES: [(u64, Pattern, u32); 5] = [
+    (1 << 10, Pattern::Sequential, 32),
+    (1 << 14, Pattern::Sequential, 32),
+    (1 << 12, Pattern::Random, 32),
+    (1 << 14, Pattern::Random, 32),
+    (1 << 14, Pattern::Sequential, 1),
+];
+
+/// Reads in turn with the other contender, a multiple of the depth.
+const SLICE: u64 = 320;
 
 /// Which blocks are read.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Pattern {
     Sequential,
     Random,
@@ -85,8 +97,9 @@ impl Reads {
             blocks: file.blocks(),
             pattern,
             depth,
-            random: Random::new(42),
-            next: 0,
+            // Not the same blocks for both: the second would find them in the cache.
+            random: Random::new(42 + 2 * u64::from(merging)),
+            next: if merging { 0 } else { file.blocks() / 2 },
             order: Vec::with_capacity(depth as usize),
         })
     }
@@ -203,23 +216,41 @@ impl Reads {
 }
 
 /// Merging beside not merging, in turn.
-fn compare_reads(mode: Mode, blocks: u64) -> Result<(), Error> {
-    let file = BlockFile::new(blocks)?;
-    let direct = if file.open()?.1 { "O_DIRECT" } else { "cached" };
-    let size = (blocks * BLOCK as u64) >> 20;
-    for (name, pattern, depth) in [
-        ("sequential", Pattern::Sequential, 32),
-        ("random", Pattern::Random, 32),
-        ("sequential", Pattern::Sequential, 1),
-    ] {
+fn compare_reads(mode: Mode) -> Result<(), Error> {
+    for (blocks, pattern, depth) in CASES {
+        let file = BlockFile::new(blocks)?;
+        let direct = if file.open()?.1 { "O_DIRECT" } else { "cached" };
+        let size = (blocks * BLOCK as u64) >> 20;
         let mut merging = Reads::new(&file, pattern, depth, true)?;
         let mut plain = Reads::new(&file, pattern, depth, false)?;
+        let units = mode.pick(312 * SLICE, SLICE);
+        // A difference of a percent drowns in the noise of rounds of 100 ms, so the two take turns within
+        // each round too, a millisecond at a time.
+        let rounds = (0..mode.pick(ROUNDS, 1))
+            .map(|_| {
+                let mut times = (Duration::ZERO, Duration::ZERO);
+                for turn in 0..units / SLICE {
+                    if turn % 2 == 0 {
+                        times.0 += merging.run(SLICE)?;
+                        times.1 += plain.run(SLICE)?;
+                    } else {
+                        times.1 += plain.run(SLICE)?;
+                        times.0 += merging.run(SLICE)?;
+                    }
+                }
+                Ok(times)
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let mut merged = rounds.iter().map(|times| times.0);
+        let mut alone = rounds.iter().map(|times| times.1);
+        let recorded = |time: Option<Duration>| time.ok_or_else(|| Error::from("a round too few"));
         let mut contenders = [
-            Contender::new("ioq and iosched", |count| merging.run(count)),
-            Contender::new("ioq alone", |count| plain.run(count)),
+            Contender::new("ioq and iosched", |_| recorded(merged.next())),
+            Contender::new("ioq alone", |_| recorded(alone.next())),
         ];
-        let title = format!("iosched/{name} 4 KiB reads of {size} MiB, depth {depth}, {direct}");
-        compare(mode, &title, mode.pick(100_000, 320), &mut contenders)?;
+        let title =
+            format!("iosched/{pattern:?} 4 KiB reads of {size} MiB, depth {depth}, {direct}");
+        compare(mode, &title, units, &mut contenders)?;
     }
     Ok(())
 }
@@ -259,9 +290,7 @@ fn main() -> Result<(), Error> {
         group.bench_function(name, |b| b.iter(&mut pass));
     }
     group.finish();
-    for blocks in FILE_BLOCKS {
-        compare_reads(mode, blocks)?;
-    }
+    compare_reads(mode)?;
     criterion.final_summary();
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Error;
 
 /// Rounds of a comparison; odd, so that the median is one of them.
-const ROUNDS: usize = 21;
+pub const ROUNDS: usize = 21;
 
 /// What the bench executable was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
