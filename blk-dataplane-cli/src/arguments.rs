@@ -15,7 +15,8 @@ use crate::size::parse_size;
 /// Serves a disk image to virtual machines over vhost-user-blk.
 ///
 /// Serves one front-end after another until SIGTERM or SIGINT, then completes what is in flight,
-/// writes the image out and removes its socket.
+/// writes the image out and removes its socket. On SIGHUP it reads the image's size anew: requests up to
+/// the new end are served from then on.
 #[derive(Debug, Parser)]
 #[command(name = "blk-dataplane", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
@@ -75,6 +76,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_POLL_MAX.as_micros().try_into().unwrap_or(u32::MAX))]
     poll_max_us: u32,
 
+    /// Logical block size the guest sees: 512, or 4096 [default: what the image needs].
+    #[arg(long, value_name = "BYTES")]
+    block_size: Option<u32>,
+
     /// Serial number the guest sees, at most 20 bytes.
     #[arg(long, value_name = "TEXT", default_value = "")]
     serial: String,
@@ -120,6 +125,7 @@ impl Arguments {
             serial: self.serial.clone(),
             num_queues: self.num_queues,
             queue_size: self.queue_size,
+            block_size: self.block_size,
             threads: ThreadOptions {
                 count: self.num_threads,
                 queues: self.queue_threads.clone(),

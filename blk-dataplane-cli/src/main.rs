@@ -96,7 +96,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     // Before any thread starts: they inherit the mask, so that the signals are taken from the
     // descriptor alone and none can end the program in the middle of a request.
-    let signals = block_signals()?;
+    let signals = block_signals(&[Signal::SIGTERM, Signal::SIGINT])?;
+    let resize = block_signals(&[Signal::SIGHUP])?;
     // A front-end that truncates the memory of its guest costs itself, and not everybody served after it.
     SigbusGuard::install().map_err(|error| Failure::host(format!("SIGBUS handler: {error}")))?;
     let options = arguments.device_options();
@@ -112,6 +113,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => Server::bind(&arguments.socket_path()?, device.clone())
             .map_err(|error| bind_failure(&error))?,
     };
+    resize_on(resize, device.clone())?;
     announce(&server, &device)?;
     server
         .serve(&signals)
@@ -210,6 +212,7 @@ fn device_failure(error: DeviceError) -> Failure {
         DeviceError::SerialTooLong { .. } => "--serial",
         DeviceError::NumQueues(_) => "--num-queues",
         DeviceError::QueueSize(_) => "--queue-size",
+        DeviceError::BlockSize(_) | DeviceError::BlockTooSmall { .. } => "--block-size",
         DeviceError::Threads { .. } => "--num-threads",
         DeviceError::QueueThread { .. } => "--queue-threads",
         DeviceError::Cpu(_) => "--cpu-affinity",
@@ -235,14 +238,34 @@ fn bind_failure(error: &BindError) -> Failure {
     }
 }
 
-/// `SIGTERM` and `SIGINT` as a descriptor that becomes readable.
-fn block_signals() -> Result<SignalFd, Failure> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGTERM);
-    set.add(Signal::SIGINT);
+/// Signals as a descriptor that becomes readable.
+fn block_signals(signals: &[Signal]) -> Result<SignalFd, Failure> {
+    let set: SigSet = signals.iter().copied().collect();
     set.thread_block()
-        .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+        .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC))
         .map_err(|errno| Failure::host(format!("cannot watch for signals: {errno}")))
+}
+
+/// Reads the image's size anew at each signal, for as long as the program runs.
+fn resize_on(signals: SignalFd, device: Device) -> Result<(), Failure> {
+    let wait_and_resize = move || {
+        while let Ok(Some(_)) = signals.read_signal() {
+            match device.resize() {
+                Ok(resized) => say(&format!(
+                    "blk-dataplane: {} bytes; it was {}\n",
+                    resized.new, resized.old
+                )),
+                Err(error) => say(&format!(
+                    "blk-dataplane: the size stays as it was: {error}\n"
+                )),
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("resize".into())
+        .spawn(wait_and_resize)
+        .map(drop)
+        .map_err(|error| Failure::host(format!("cannot start a thread: {error}")))
 }
 
 /// One `ready` line on stdout, once a front-end may connect; how to attach it on stderr.

@@ -501,3 +501,63 @@ fn standard_error_that_nobody_reads_any_more_is_no_reason_to_fail() {
     running.signal(Signal::SIGTERM);
     assert_eq!(running.wait().code(), Some(0));
 }
+
+#[test]
+fn sighup_reads_the_size_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = program(&directory);
+    command.args([
+        "--blk-file",
+        "disk.img",
+        "--create",
+        "1M",
+        "--block-size",
+        "4096",
+    ]);
+    let (mut running, _) = Running::start(command);
+    let image = std::fs::File::options()
+        .write(true)
+        .open(directory.path().join("disk.img"))
+        .unwrap();
+    let mut stderr = BufReader::new(running.child.stderr.take().unwrap()).lines();
+    let mut old = 1 << 20;
+    // Grown, shrunk, and with a tail that is no whole block.
+    for size in [4 << 20, 2 << 20, (3 << 20) + 512] {
+        image.set_len(size).unwrap();
+        running.signal(Signal::SIGHUP);
+        let new = size / 4096 * 4096;
+        let expected = format!("blk-dataplane: {new} bytes; it was {old}");
+        assert!(stderr.any(|line| line.unwrap() == expected), "{expected}");
+        old = new;
+    }
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.wait().code(), Some(0));
+}
+
+#[test]
+fn threads_and_blocks_that_cannot_be_are_refused_by_their_options() {
+    let directory = tempfile::tempdir().unwrap();
+    for (arguments, option) in [
+        (["--num-threads", "0"], "--num-threads"),
+        (["--num-threads", "17"], "--num-threads"),
+        (["--queue-threads", "0,1000"], "--queue-threads"),
+        (["--cpu-affinity", "5-1"], "--cpu-affinity"),
+        (["--cpu-affinity", "1024"], "--cpu-affinity"),
+        (["--block-size", "1024"], "--block-size"),
+    ] {
+        let arguments = [&["--null", "1M"][..], &arguments].concat();
+        let stderr = failure(&directory, &arguments, 2);
+        assert!(stderr.contains(option), "{stderr}");
+    }
+    // One that the host has not, and not the first.
+    let arguments = [
+        "--null",
+        "1M",
+        "--num-threads",
+        "2",
+        "--cpu-affinity",
+        "0,1023",
+    ];
+    let stderr = failure(&directory, &arguments, 1);
+    assert!(stderr.contains("CPU 1023"), "{stderr}");
+}

@@ -17,8 +17,38 @@ pub(crate) struct ConfigFields {
     pub(crate) seg_max: u32,
     /// Logical block size in bytes (`VIRTIO_BLK_F_BLK_SIZE`).
     pub(crate) blk_size: u32,
+    /// `VIRTIO_BLK_F_TOPOLOGY`.
+    pub(crate) topology: Topology,
+    /// Writes may stay in a volatile cache until a flush (`VIRTIO_BLK_F_CONFIG_WCE`).
+    pub(crate) writeback: bool,
     /// Request queues (`VIRTIO_BLK_F_MQ`).
     pub(crate) num_queues: u16,
+}
+
+/// What size of request the backing likes, as §5.2.4 has it: in logical blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Topology {
+    /// Logical blocks per physical one, as a power of two.
+    pub(crate) physical_block_exp: u8,
+    /// Offset of the first aligned logical block.
+    pub(crate) alignment_offset: u8,
+    pub(crate) min_io_size: u16,
+    pub(crate) opt_io_size: u32,
+}
+
+/// Where the one field lies that a driver may write (§5.2.5, `VIRTIO_BLK_F_CONFIG_WCE`): one byte.
+const WRITEBACK: usize = offset_of!(virtio_blk_config, wce);
+
+/// What a driver's write to the configuration space means: the new value of `writeback`. `None` if the
+/// write touches anything else (hostile-inputs C13).
+///
+/// Values other than 0 and 1 mean 1 (B30): a cache that the driver believes to be on costs nothing, and one
+/// that it wrongly believes to be off would cost data.
+pub(crate) fn written_writeback(offset: u32, bytes: &[u8]) -> Option<bool> {
+    match (usize::try_from(offset), bytes) {
+        (Ok(WRITEBACK), &[value]) => Some(value != 0),
+        _ => None,
+    }
 }
 
 /// The configuration space, little endian as virtio 1.x demands (§2.5.3).
@@ -45,6 +75,25 @@ impl ConfigSpace {
             offset_of!(virtio_blk_config, blk_size),
             &fields.blk_size.to_le_bytes(),
         );
+        let Topology {
+            physical_block_exp,
+            alignment_offset,
+            min_io_size,
+            opt_io_size,
+        } = fields.topology;
+        put(
+            offset_of!(virtio_blk_config, physical_block_exp),
+            &[physical_block_exp, alignment_offset],
+        );
+        put(
+            offset_of!(virtio_blk_config, min_io_size),
+            &min_io_size.to_le_bytes(),
+        );
+        put(
+            offset_of!(virtio_blk_config, opt_io_size),
+            &opt_io_size.to_le_bytes(),
+        );
+        put(WRITEBACK, &[u8::from(fields.writeback)]);
         put(
             offset_of!(virtio_blk_config, num_queues),
             &fields.num_queues.to_le_bytes(),
@@ -58,9 +107,9 @@ impl ConfigSpace {
     /// ```
     /// # use blk_dataplane::{Backing, Device, DeviceOptions};
     /// let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
-    /// let capacity = device.config_space().read(0, 8).unwrap();
-    /// assert_eq!(capacity, 2048u64.to_le_bytes());
-    /// assert!(device.config_space().read(90, 8).is_none());
+    /// let config = device.config_space();
+    /// assert_eq!(config.read(0, 8).unwrap(), 2048u64.to_le_bytes());
+    /// assert!(config.read(90, 8).is_none());
     /// ```
     #[must_use]
     pub fn read(&self, offset: u32, len: u32) -> Option<&[u8]> {

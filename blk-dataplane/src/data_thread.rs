@@ -28,7 +28,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use event_poll::{EventPoll, Stopper, Token};
 use hostmem::SigbusGuard;
-use ioq::{Durability, RETRY_DELAY};
+use ioq::RETRY_DELAY;
 use vm_memory::GuestMemoryBackend;
 use vring::Chain;
 
@@ -39,7 +39,7 @@ use self::peers::{Desks, Peer, Seat, Wake};
 use self::queue::{Fetched, QueueState};
 use self::slots::SlotId;
 
-pub(crate) use self::command::{Command, QueueParts};
+pub(crate) use self::command::{CacheFeatures, Command, QueueParts};
 
 use crate::counters::Counters;
 use crate::device::Device;
@@ -104,6 +104,7 @@ pub(crate) struct ThreadParts<M: GuestMemoryBackend> {
     pub(crate) number: Peer,
     pub(crate) desks: Arc<Desks<Stopper>>,
     pub(crate) paused: bool,
+    pub(crate) writeback: bool,
 }
 
 /// Someone waiting until nothing is in flight.
@@ -136,6 +137,8 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     losses: usize,
     /// No fetching from any queue until told to resume.
     paused: bool,
+    /// The configuration space's `writeback`.
+    writeback: bool,
     drains: Vec<Drain>,
     counters: Arc<Counters>,
 }
@@ -152,6 +155,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             number,
             desks,
             paused,
+            writeback,
         } = parts;
         let executor = Executor::new(&device, Arc::clone(&counters))?;
         if let Some(fd) = executor.ioq().completion_fd() {
@@ -171,6 +175,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             // Before any ring is: one that comes has been looked up later.
             losses: SigbusGuard::losses(),
             paused,
+            writeback,
             drains: Vec::new(),
             counters,
         })
@@ -341,7 +346,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                     // Nobody waiting any more is no reason to fail.
                     let _ = reply.send(Some(base));
                 }
-                self.update_durability();
+                self.update_write_through();
             }
         }
         if self.drains.is_empty() || self.executor.in_flight() > 0 {
@@ -449,15 +454,12 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         }
     }
 
-    /// Writes are write-through as soon as one running queue's driver did not take FLUSH.
-    fn update_durability(&mut self) {
+    /// Writes are write-through as soon as one running queue's driver wants or needs it.
+    fn update_write_through(&mut self) {
+        let writeback = self.writeback;
         let mut queues = self.queues.iter().flatten();
-        let durability = if queues.all(|queue| queue.flush_negotiated) {
-            Durability::WriteBack
-        } else {
-            Durability::WriteThrough
-        };
-        self.executor.set_durability(durability);
+        let through = queues.any(|queue| queue.cache.is_write_through(writeback));
+        self.executor.set_write_through(through);
     }
 }
 
@@ -474,7 +476,7 @@ mod tests {
 
     type Memory = GuestMemoryMmap<()>;
 
-    fn queue_parts(memory: &Arc<Memory>, flush_negotiated: bool) -> Box<QueueParts<Memory>> {
+    fn queue_parts(memory: &Arc<Memory>, cache: CacheFeatures) -> Box<QueueParts<Memory>> {
         let size = QueueSize::new(4).unwrap();
         let config = QueueConfig {
             size,
@@ -489,33 +491,32 @@ mod tests {
             call: None,
             err: None,
             enabled: true,
-            flush_negotiated,
+            cache,
         })
     }
 
     #[test]
-    fn writes_are_write_through_while_any_running_queue_has_no_flush() {
+    fn b30_writes_are_write_through_while_any_running_queue_needs_it() {
         let ranges = [(GuestAddress(0), 0x1000)];
         let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
         let device = Device::new(Backing::null(512), &DeviceOptions::default()).unwrap();
         let (_commands, receiver) = unbounded();
         let poll = EventPoll::new(EVENTS_MAX).unwrap();
-        let counters = Arc::new(Counters::default());
-        let map = Arc::clone(&memory);
         let mut thread = DataThread::new(ThreadParts {
             device,
-            memory: map,
+            memory: Arc::clone(&memory),
             poll,
             commands: receiver,
-            counters,
+            counters: Arc::new(Counters::default()),
             number: 0,
             desks: Arc::new(Desks::new(1)),
             paused: false,
+            writeback: true,
         })
         .unwrap();
-        let start = |thread: &mut DataThread<Memory>, index, flush| {
+        let start = |thread: &mut DataThread<Memory>, index, flush, config_wce| {
             let (reply, started) = bounded(1);
-            let parts = queue_parts(&memory, flush);
+            let parts = queue_parts(&memory, CacheFeatures { flush, config_wce });
             thread.command(Command::StartQueue {
                 index,
                 parts,
@@ -523,14 +524,33 @@ mod tests {
             });
             assert!(started.recv().unwrap().is_ok());
         };
-        start(&mut thread, 0, true);
-        assert_eq!(thread.executor.durability(), Durability::WriteBack);
-        start(&mut thread, 1, false);
-        assert_eq!(thread.executor.durability(), Durability::WriteThrough);
-        let (reply, stopped) = bounded(1);
-        thread.command(Command::StopQueue { index: 1, reply });
-        assert!(!thread.settle());
-        assert_eq!(stopped.recv(), Ok(Some(0)));
-        assert_eq!(thread.executor.durability(), Durability::WriteBack);
+        let stop = |thread: &mut DataThread<Memory>, index| {
+            let (reply, stopped) = bounded(1);
+            thread.command(Command::StopQueue { index, reply });
+            assert!(!thread.settle());
+            assert_eq!(stopped.recv(), Ok(Some(0)));
+        };
+        let set_writeback = |thread: &mut DataThread<Memory>, writeback| {
+            let (reply, set) = bounded(1);
+            thread.command(Command::SetWriteback { writeback, reply });
+            assert_eq!(set.recv(), Ok(()));
+        };
+        start(&mut thread, 0, true, false);
+        assert!(!thread.executor.is_write_through());
+        // A driver that cannot flush.
+        start(&mut thread, 1, false, false);
+        assert!(thread.executor.is_write_through());
+        stop(&mut thread, 1);
+        assert!(!thread.executor.is_write_through());
+        // One that knows nothing of `writeback` has a cache that must be flushed (§5.2.5.1).
+        set_writeback(&mut thread, false);
+        assert!(!thread.executor.is_write_through());
+        start(&mut thread, 1, true, true);
+        assert!(thread.executor.is_write_through());
+        set_writeback(&mut thread, true);
+        assert!(!thread.executor.is_write_through());
+        // It may turn the cache on that it cannot flush; it does not get it.
+        start(&mut thread, 2, false, true);
+        assert!(thread.executor.is_write_through());
     }
 }

@@ -11,10 +11,11 @@ use virtio_bindings::virtio_blk as blk;
 use vm_memory::GuestMemoryBackend;
 use vring::{QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, SplitQueue};
 
+use crate::config_space::{ConfigSpace, written_writeback};
 use crate::counters::{CounterSnapshot, Counters};
 use crate::data_thread::peers::Desks;
-use crate::data_thread::{Command, DataThread, QueueParts, StartError, ThreadParts};
-use crate::device::{Backing, Device, bit};
+use crate::data_thread::{CacheFeatures, Command, DataThread, QueueParts, StartError, ThreadParts};
+use crate::device::{Backing, Device, ResizeError, Resized, bit};
 use crate::notifier::Notifier;
 
 /// Everything a queue needs to run.
@@ -94,6 +95,27 @@ pub enum QueueError {
 #[error("a data thread has ended")]
 pub struct Gone;
 
+/// Why a write to the configuration space was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// It touches something else than the one byte that can be written, if that can be. The guest's or
+    /// front-end's fault.
+    #[error("configuration space {offset}+{len} is read-only")]
+    ReadOnly {
+        /// Where it begins.
+        offset: u32,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The write cache cannot be turned off, since what it holds cannot be written out. Host's fault.
+    #[error("cannot turn the write cache off: {0}")]
+    Sync(std::io::Error),
+    /// A data thread has ended. A bug in this crate.
+    #[error(transparent)]
+    Gone(#[from] Gone),
+}
+
 /// Why a device did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -169,6 +191,8 @@ pub struct DataPlane<M: GuestMemoryBackend + Send + Sync + 'static> {
     desks: Arc<Desks<Stopper>>,
     running: Box<[bool]>,
     paused: bool,
+    /// The configuration space's `writeback`.
+    writeback: bool,
 }
 
 /// A data thread, seen from control.
@@ -209,6 +233,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             desks: Arc::new(Desks::new(threads)),
             running: vec![false; usize::from(device.num_queues())].into_boxed_slice(),
             paused: false,
+            writeback: true,
         };
         plane.start_thread(0)?;
         Ok(plane)
@@ -234,6 +259,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             number: place,
             desks: Arc::clone(&self.desks),
             paused: self.paused,
+            writeback: self.writeback,
         };
         let cpu = self.device.cpu_of(number);
         let (started, outcome) = bounded(1);
@@ -318,8 +344,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             call: setup.call,
             err: setup.err,
             enabled: setup.enabled,
-            flush_negotiated: setup.features & bit(blk::VIRTIO_BLK_F_FLUSH) != 0,
+            cache: CacheFeatures::of(setup.features),
         });
+        self.accept_features(setup.features)?;
         // Last: a queue that cannot run starts no thread.
         self.start_thread(thread)?;
         self.ask(index, |reply| Command::StartQueue {
@@ -329,6 +356,67 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         })??;
         self.running[usize::from(index)] = true;
         Ok(())
+    }
+
+    /// Tells the device which features the driver has accepted, before its first queue starts. It shows in
+    /// the configuration space alone: a driver that takes CONFIG_WCE and not FLUSH finds the write cache off
+    /// (virtio 1.3 §5.2.5.2). [`start_queue`](Self::start_queue) does the same.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub fn accept_features(&mut self, features: u64) -> Result<(), Gone> {
+        let CacheFeatures { flush, config_wce } = CacheFeatures::of(features);
+        if config_wce && !flush && self.writeback {
+            self.tell_writeback(false)?;
+        }
+        Ok(())
+    }
+
+    /// The configuration space as the driver reads it now.
+    #[must_use]
+    pub fn config_space(&self) -> ConfigSpace {
+        self.device.config_space_with(self.writeback)
+    }
+
+    /// A driver's write to the configuration space. One field can be written: `writeback`, one byte at
+    /// offset 32, on a device that offers `VIRTIO_BLK_F_CONFIG_WCE`. Off (0): every write of a driver that
+    /// has accepted that feature is on stable storage before it completes, and so is what was written
+    /// before, when this returns. Any other value: on.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; nothing has changed then.
+    pub fn write_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), ConfigError> {
+        let writeback = written_writeback(offset, bytes)
+            .filter(|_| self.device.features() & bit(blk::VIRTIO_BLK_F_CONFIG_WCE) != 0)
+            .ok_or(ConfigError::ReadOnly {
+                offset,
+                len: bytes.len(),
+            })?;
+        let was_on = self.writeback;
+        self.tell_writeback(writeback)?;
+        // Nobody will flush what the cache holds: that goes out now, after the threads have learnt that
+        // what completes from here on must not stay in it.
+        if was_on
+            && !writeback
+            && let Err(error) = self.sync()
+        {
+            self.tell_writeback(true)?;
+            return Err(ConfigError::Sync(error));
+        }
+        Ok(())
+    }
+
+    fn tell_writeback(&mut self, writeback: bool) -> Result<(), Gone> {
+        self.writeback = writeback;
+        self.ask_all(|reply| Command::SetWriteback { writeback, reply })
+    }
+
+    /// [`Device::resize`] of the device that runs.
+    ///
+    /// # Errors
+    /// See [`ResizeError`].
+    pub fn resize(&self) -> Result<Resized, ResizeError> {
+        self.device.resize()
     }
 
     /// Stops queue `index`: fetches no more, completes what is in flight, publishes it, and returns
@@ -491,10 +579,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             return Ok(());
         }
         self.end_threads()?;
+        self.sync().map_err(StopError::Sync)
+    }
+
+    /// Writes the image out.
+    fn sync(&self) -> std::io::Result<()> {
         match self.device.backing() {
-            Backing::Image(image) if !image.is_read_only() => {
-                image.file().sync_data().map_err(StopError::Sync)
-            }
+            Backing::Image(image) if !image.is_read_only() => image.file().sync_data(),
             Backing::Image(_) | Backing::Null { .. } => Ok(()),
         }
     }

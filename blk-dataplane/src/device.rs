@@ -10,8 +10,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vring::QueueSize;
 
 use crate::SECTOR_SIZE;
-use crate::config_space::{ConfigFields, ConfigSpace};
-use crate::image::Image;
+use crate::capacity::{Capacity, ConfigSubscription};
+use crate::config_space::{ConfigFields, ConfigSpace, Topology};
+use crate::image::{Image, ImageError, IoHints};
+use crate::notifier::Notifier;
 use crate::request::{Geometry, ID_LEN};
 use crate::threads::{CPUS_MAX, MAX_THREADS, ThreadOptions};
 
@@ -29,6 +31,16 @@ pub const MAX_NUM_QUEUES: u16 = 256;
 /// default among the front-ends (QEMU), holds this many besides header and status without indirect
 /// descriptors; a larger figure makes a driver without them wait for room that never comes.
 const SEG_MAX: u32 = 126;
+
+/// Block sizes a guest may be told. Linux's drivers take none above the page size, and Windows none between.
+const BLOCK_SIZES: [u32; 2] = [512, 4096];
+
+/// Largest physical block a guest is told. File systems in a guest make it their sector, which a page must
+/// hold; a network file system's transfer size is no such thing.
+const PHYSICAL_BLOCK_MAX: u32 = 4096;
+
+const SECTOR_SIZE_U32: u32 = 512;
+const _: () = assert!(SECTOR_SIZE_U32 as u64 == SECTOR_SIZE);
 
 /// What stores the disk's content.
 #[derive(Clone, Debug)]
@@ -62,6 +74,9 @@ pub struct DeviceOptions {
     pub num_queues: u16,
     /// Largest ring accepted, a power of two from 2 to 32768.
     pub queue_size: u16,
+    /// Logical block size the guest is told, 512 or 4096 and not below what the backing needs. `None`:
+    /// what the backing needs.
+    pub block_size: Option<u32>,
     /// Data threads, and which of them serves which queue.
     pub threads: ThreadOptions,
     /// Longest time a data thread looks for work before it sleeps, at most [`POLL_MAX_LIMIT`]; zero:
@@ -76,6 +91,7 @@ impl Default for DeviceOptions {
             serial: String::new(),
             num_queues: DEFAULT_NUM_QUEUES,
             queue_size: DEFAULT_QUEUE_SIZE,
+            block_size: None,
             threads: ThreadOptions::default(),
             poll_max: DEFAULT_POLL_MAX,
         }
@@ -96,6 +112,11 @@ impl DeviceOptions {
         }
         if self.num_queues == 0 || self.num_queues > MAX_NUM_QUEUES {
             return Err(DeviceError::NumQueues(self.num_queues));
+        }
+        if let Some(block_size) = self.block_size
+            && !BLOCK_SIZES.contains(&block_size)
+        {
+            return Err(DeviceError::BlockSize(block_size));
         }
         self.threads.check(self.num_queues)?;
         if self.poll_max > POLL_MAX_LIMIT {
@@ -124,6 +145,17 @@ pub enum DeviceError {
     /// Not a power of two from 2 to 32768 (virtio 1.3 §2.7; a ring of 1 cannot hold header and status).
     #[error("queue size {0}; a power of two from 2 to 32768 is needed")]
     QueueSize(u16),
+    /// Neither 512 nor 4096, the block sizes that drivers and their operating systems take.
+    #[error("a block size of {0}; 512 and 4096 are possible")]
+    BlockSize(u32),
+    /// The backing cannot be written in blocks as small as that without read-modify-write.
+    #[error("a block size of {asked} on an image that needs {needed}")]
+    BlockTooSmall {
+        /// The block size asked for.
+        asked: u32,
+        /// The smallest that is possible here.
+        needed: u32,
+    },
     /// No thread, more than one per queue, or more than [`MAX_THREADS`].
     #[error(
         "{count} data threads; 1 to {MAX_THREADS} are possible, and at most one per queue ({num_queues})"
@@ -152,9 +184,27 @@ pub enum DeviceError {
     /// More than [`POLL_MAX_LIMIT`].
     #[error("polling for up to {0:?}; at most {POLL_MAX_LIMIT:?} are possible")]
     PollMax(Duration),
-    /// A disk of no sectors.
+    /// A disk of no blocks.
     #[error("the device would be empty")]
     Empty,
+}
+
+/// Why the size could not be read anew; the old one stays in force.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// The host does not say. The host's fault.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+/// What reading the size anew has found, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resized {
+    /// The capacity until now.
+    pub old: u64,
+    /// The capacity from now on.
+    pub new: u64,
 }
 
 /// A virtio-blk device, not yet running. Cheap to clone; each clone serves the same backing.
@@ -169,7 +219,8 @@ pub struct Device {
     queue_threads: Arc<[u16]>,
     num_threads: u16,
     cpus: Arc<[u16]>,
-    config: ConfigSpace,
+    block_size: u32,
+    capacity: Arc<Capacity>,
 }
 
 impl Device {
@@ -181,19 +232,21 @@ impl Device {
         let max_queue_size = options.check()?;
         let mut serial = [0; ID_LEN];
         serial[..options.serial.len()].copy_from_slice(options.serial.as_bytes());
-        let (capacity, blk_size) = match &backing {
+        let (size, needed) = match &backing {
             Backing::Image(image) => (image.capacity(), image.block_size()),
-            Backing::Null { capacity } => (*capacity, 512),
+            Backing::Null { capacity } => (*capacity, SECTOR_SIZE_U32),
         };
-        if capacity < SECTOR_SIZE {
+        let block_size = options.block_size.unwrap_or(needed);
+        if block_size < needed {
+            return Err(DeviceError::BlockTooSmall {
+                asked: block_size,
+                needed,
+            });
+        }
+        let capacity = whole_blocks(size, block_size);
+        if capacity == 0 {
             return Err(DeviceError::Empty);
         }
-        let config = ConfigSpace::new(&ConfigFields {
-            capacity_sectors: capacity / SECTOR_SIZE,
-            seg_max: SEG_MAX.min(u32::from(max_queue_size.get()).saturating_sub(2).max(1)),
-            blk_size,
-            num_queues: options.num_queues,
-        });
         Ok(Self {
             backing,
             serial,
@@ -203,7 +256,8 @@ impl Device {
             queue_threads: options.threads.of_queues(options.num_queues),
             num_threads: options.threads.count(options.num_queues),
             cpus: options.threads.cpus.as_slice().into(),
-            config,
+            block_size,
+            capacity: Arc::new(Capacity::new(capacity)),
         })
     }
 
@@ -215,18 +269,86 @@ impl Device {
             | bit(VIRTIO_RING_F_EVENT_IDX)
             | bit(blk::VIRTIO_BLK_F_SEG_MAX)
             | bit(blk::VIRTIO_BLK_F_BLK_SIZE)
+            | bit(blk::VIRTIO_BLK_F_TOPOLOGY)
             | bit(blk::VIRTIO_BLK_F_FLUSH)
             | bit(blk::VIRTIO_BLK_F_MQ);
-        if self.geometry().read_only {
-            features |= bit(blk::VIRTIO_BLK_F_RO);
-        }
+        features |= if self.is_read_only() {
+            bit(blk::VIRTIO_BLK_F_RO)
+        } else {
+            bit(blk::VIRTIO_BLK_F_CONFIG_WCE)
+        };
         features
     }
 
-    /// The configuration space.
+    /// The configuration space as it is now, in a device with its write cache on. That of one that runs is
+    /// [`DataPlane::config_space`](crate::DataPlane::config_space).
     #[must_use]
-    pub fn config_space(&self) -> &ConfigSpace {
-        &self.config
+    pub fn config_space(&self) -> ConfigSpace {
+        self.config_space_with(true)
+    }
+
+    pub(crate) fn config_space_with(&self, writeback: bool) -> ConfigSpace {
+        let max_segments = u32::from(self.max_queue_size.get()).saturating_sub(2);
+        ConfigSpace::new(&ConfigFields {
+            capacity_sectors: self.capacity() / SECTOR_SIZE,
+            seg_max: SEG_MAX.min(max_segments.max(1)),
+            blk_size: self.block_size,
+            topology: self.topology(),
+            writeback,
+            num_queues: self.num_queues,
+        })
+    }
+
+    fn topology(&self) -> Topology {
+        match &self.backing {
+            Backing::Image(image) => topology(&image.io_hints(), self.block_size),
+            Backing::Null { .. } => topology(
+                &IoHints {
+                    physical_block: 0,
+                    alignment_offset: 0,
+                    min_io: 0,
+                    opt_io: 0,
+                },
+                self.block_size,
+            ),
+        }
+    }
+
+    /// Size in bytes, a multiple of [`block_size`](Self::block_size). Changes with [`resize`](Self::resize).
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.capacity.get()
+    }
+
+    /// Logical block size in bytes.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Reads the size of the image anew, which may have grown or shrunk. What is popped from then on is
+    /// checked against the new one; if it has changed, all who
+    /// [want to know](Self::on_config_change) are told before this returns. Concerns every clone of the device
+    /// and whatever runs it. From any thread.
+    ///
+    /// An image that is to shrink is best shrunk with the device paused: a write in flight beyond the new
+    /// end makes a file grow again.
+    ///
+    /// # Errors
+    /// See [`ResizeError`].
+    pub fn resize(&self) -> Result<Resized, ResizeError> {
+        self.capacity.set_from(|| match &self.backing {
+            Backing::Image(image) => Ok(whole_blocks(image.current_size()?, self.block_size)),
+            Backing::Null { capacity } => Ok(whole_blocks(*capacity, self.block_size)),
+        })
+    }
+
+    /// Has `notifier` called each time the configuration space has changed by itself, that is, by
+    /// [`resize`](Self::resize), until the subscription is dropped. A VMM raises the device's
+    /// configuration interrupt then (virtio 1.3 §5.2.5). It is called by whoever resizes, and must not
+    /// resize itself.
+    pub fn on_config_change(&self, notifier: Box<dyn Notifier>) -> ConfigSubscription {
+        ConfigSubscription::new(&self.capacity, notifier)
     }
 
     /// Request queues offered.
@@ -274,30 +396,126 @@ impl Device {
     /// Whether writes are refused.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.geometry().read_only
+        match &self.backing {
+            Backing::Image(image) => image.is_read_only(),
+            Backing::Null { .. } => false,
+        }
     }
 
     pub(crate) fn serial(&self) -> &[u8; ID_LEN] {
         &self.serial
     }
 
+    /// What the data threads check requests against: the capacity changes while they run.
+    pub(crate) fn capacity_in_force(&self) -> Arc<Capacity> {
+        Arc::clone(&self.capacity)
+    }
+
     pub(crate) fn geometry(&self) -> Geometry {
-        match &self.backing {
-            Backing::Image(image) => Geometry {
-                capacity: image.capacity(),
-                block_size: image.block_size(),
-                read_only: image.is_read_only(),
-            },
-            Backing::Null { capacity } => Geometry {
-                capacity: *capacity,
-                block_size: 512,
-                read_only: false,
-            },
+        Geometry {
+            capacity: self.capacity(),
+            block_size: self.block_size,
+            read_only: self.is_read_only(),
         }
     }
+}
+
+/// What a guest is told of the host's preferences, made consistent: a power of two of logical blocks, and
+/// multiples of that, none zero.
+fn topology(hints: &IoHints, block_size: u32) -> Topology {
+    let physical = hints.physical_block.clamp(block_size, PHYSICAL_BLOCK_MAX);
+    let physical = if physical.is_power_of_two() {
+        physical
+    } else {
+        block_size
+    };
+    let exp = (physical / block_size).trailing_zeros();
+    let blocks_per_physical = 1 << exp;
+    let in_blocks = |bytes: u32| {
+        let blocks = bytes / block_size;
+        (blocks - blocks % blocks_per_physical).max(blocks_per_physical)
+    };
+    let min_io_size = u16::try_from(in_blocks(hints.min_io));
+    Topology {
+        physical_block_exp: u8::try_from(exp).unwrap_or(0),
+        alignment_offset: u8::try_from(hints.alignment_offset % physical / block_size).unwrap_or(0),
+        // At most 8 blocks per physical one, so that fits.
+        min_io_size: min_io_size
+            .unwrap_or_else(|_| u16::try_from(blocks_per_physical).unwrap_or(1)),
+        opt_io_size: in_blocks(hints.opt_io),
+    }
+}
+
+/// `size` without an odd tail (hostile-inputs I8).
+fn whole_blocks(size: u64, block_size: u32) -> u64 {
+    size - size % u64::from(block_size)
 }
 
 /// The mask of a feature bit number.
 pub(crate) const fn bit(number: u32) -> u64 {
     1 << number
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn topology_is_told_in_logical_blocks() {
+        let raid = IoHints {
+            physical_block: 4096,
+            alignment_offset: 3584,
+            min_io: 64 << 10,
+            opt_io: 192 << 10,
+        };
+        let expected = Topology {
+            physical_block_exp: 3,
+            alignment_offset: 7,
+            min_io_size: 128,
+            opt_io_size: 384,
+        };
+        assert_eq!(topology(&raid, 512), expected);
+        let silent = IoHints {
+            physical_block: 512,
+            alignment_offset: 0,
+            min_io: 512,
+            opt_io: 0,
+        };
+        let expected = Topology {
+            physical_block_exp: 0,
+            alignment_offset: 0,
+            min_io_size: 1,
+            opt_io_size: 1,
+        };
+        assert_eq!(topology(&silent, 4096), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn topology_is_consistent_whatever_the_host_says(
+            physical_block: u32,
+            alignment_offset: u32,
+            min_io: u32,
+            opt_io: u32,
+            shift in 0u32..20,
+            big_blocks: bool,
+        ) {
+            let hints = IoHints {
+                physical_block: physical_block >> shift,
+                alignment_offset,
+                min_io: min_io >> shift,
+                opt_io: opt_io >> shift,
+            };
+            let block_size = if big_blocks { 4096 } else { 512 };
+            let told = topology(&hints, block_size);
+            let blocks = 1u32 << told.physical_block_exp;
+            prop_assert!(blocks * block_size <= 4096);
+            prop_assert!(u32::from(told.alignment_offset) < blocks);
+            prop_assert!(told.min_io_size > 0 && told.opt_io_size > 0);
+            prop_assert!(u32::from(told.min_io_size).is_multiple_of(blocks));
+            prop_assert!(told.opt_io_size.is_multiple_of(blocks));
+        }
+    }
 }

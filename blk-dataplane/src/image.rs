@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 pub use lock::LockHolder;
 use lock::LockRefused;
+pub(crate) use probe::IoHints;
 use probe::{DioAlignment, DioAnswer};
 
 use crate::SECTOR_SIZE;
@@ -142,6 +143,7 @@ pub struct Image {
     capacity: u64,
     block_size: u32,
     memory_alignment: u32,
+    io_hints: IoHints,
     read_only: bool,
     caching: Caching,
 }
@@ -226,6 +228,11 @@ impl Image {
             })?;
         }
         let block_size = alignment.map_or(device_block, |a| a.offset.max(device_block));
+        let io_hints = if kind.is_block_device() {
+            probe::block_device_hints(&file).map_err(examine)?
+        } else {
+            probe::file_hints(&file).map_err(examine)?
+        };
         // Blocks are whole (hostile-inputs I8): an odd tail is not part of the disk.
         let capacity = size - size % u64::from(block_size);
         if capacity == 0 {
@@ -241,6 +248,7 @@ impl Image {
             capacity,
             block_size,
             memory_alignment: alignment.map_or(1, |a| a.memory),
+            io_hints,
             read_only: options.read_only,
             caching,
         })
@@ -258,10 +266,32 @@ impl Image {
         &self.path
     }
 
-    /// Size in bytes, a multiple of [`block_size`](Self::block_size).
+    /// Size in bytes when it was opened, a multiple of [`block_size`](Self::block_size).
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// Size in bytes at this moment, as the host says: it grows and shrinks under whoever has it open.
+    ///
+    /// # Errors
+    /// [`ImageError::Examine`]. Host's fault.
+    pub fn current_size(&self) -> Result<u64, ImageError> {
+        let examine = |source| ImageError::Examine {
+            path: self.path.clone(),
+            source,
+        };
+        let metadata = self.file.metadata().map_err(examine)?;
+        if metadata.file_type().is_block_device() {
+            probe::block_device_size(&self.file).map_err(examine)
+        } else {
+            Ok(metadata.len())
+        }
+    }
+
+    /// What sizes of request the host's disk or file system likes.
+    pub(crate) fn io_hints(&self) -> IoHints {
+        self.io_hints
     }
 
     /// Smallest unit a request may address, in bytes: a power of two from 512.

@@ -30,6 +30,7 @@
 //!
 //! - `vhost-user`: the vhost-user-blk server, module `vhost_user`.
 
+mod capacity;
 mod config_space;
 mod counters;
 mod data_thread;
@@ -43,13 +44,14 @@ mod threads;
 pub mod vhost_user;
 
 // The public interface is:
+pub use capacity::ConfigSubscription;
 pub use config_space::{CONFIG_SPACE_LEN, ConfigSpace};
 pub use counters::CounterSnapshot;
 pub use data_thread::StartError;
-pub use dataplane::{DataPlane, Gone, QueueError, QueueSetup, StopError};
+pub use dataplane::{ConfigError, DataPlane, Gone, QueueError, QueueSetup, StopError};
 pub use device::{
     Backing, DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, Device, DeviceError,
-    DeviceOptions, MAX_NUM_QUEUES, POLL_MAX_LIMIT,
+    DeviceOptions, MAX_NUM_QUEUES, POLL_MAX_LIMIT, ResizeError, Resized,
 };
 /// Installed by whoever owns the process: `SigbusGuard::install()`. Without it a front-end that truncates
 /// the guest's memory ends the process; with it, requests and rings in that memory fail.

@@ -23,7 +23,7 @@ const _: () = assert!(Status::Ok as u32 == spec::VIRTIO_BLK_S_OK);
 const _: () = assert!(Status::IoErr as u32 == spec::VIRTIO_BLK_S_IOERR);
 const _: () = assert!(Status::Unsupported as u32 == spec::VIRTIO_BLK_S_UNSUPP);
 
-/// What the device allows, fixed while it runs.
+/// What the device allows. The capacity may change while it runs, the rest does not.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
     /// In bytes.

@@ -68,8 +68,8 @@ pub(super) enum Owner<M> {
     },
     /// Data in a bounce buffer, for one request.
     Bounce { slot: SlotId, buffer: AlignedBuf },
-    /// No data: an fdatasync for the request `first` and those linked to it.
-    Flush { first: SlotId },
+    /// No data: an fdatasync for the request `first` and those linked to it, flushes and writes.
+    Sync { first: SlotId },
 }
 
 /// Why a request's data cannot be submitted where it lies.
@@ -244,20 +244,22 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         let queued = unsafe {
             match transfer {
                 Transfer::Read => queue.queue_readv(offset, iovecs, owner),
-                Transfer::Write(durability) => {
-                    queue.queue_writev(offset, iovecs, durability, owner)
-                }
+                Transfer::Write => queue.queue_writev(offset, iovecs, WRITE, owner),
             }
         };
         queued.is_ok()
     }
 }
 
+/// How every write is made. Where it must be stable before it completes, one fdatasync follows for all that
+/// have completed together.
+const WRITE: Durability = Durability::WriteBack;
+
 /// Direction of a transfer, seen from the guest.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Transfer {
     Read,
-    Write(Durability),
+    Write,
 }
 
 /// Queues the first `len` bytes of a bounce buffer. Gives the buffer back if it cannot be queued.
@@ -280,11 +282,11 @@ pub(super) fn queue_bounce<M>(
     let queued = unsafe {
         match transfer {
             Transfer::Read => queue.queue_readv(offset, [segment], owner),
-            Transfer::Write(durability) => queue.queue_writev(offset, [segment], durability, owner),
+            Transfer::Write => queue.queue_writev(offset, [segment], WRITE, owner),
         }
     };
     queued.map_err(|error| match error.into_owner() {
         Owner::Bounce { buffer, .. } => buffer,
-        Owner::Guest { .. } | Owner::Flush { .. } => unreachable!("the owner made above"),
+        Owner::Guest { .. } | Owner::Sync { .. } => unreachable!("the owner made above"),
     })
 }

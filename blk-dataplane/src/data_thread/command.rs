@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use event_poll::{EventNotifier, Token};
+use virtio_bindings::virtio_blk as blk;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vring::{RingAddresses, SplitQueue};
 
 use super::buffers::MemoryRef;
 use super::queue::QueueState;
 use super::{AfterDrain, DataThread, Drain};
+use crate::device::bit;
 use crate::notifier::Notifier;
 
 /// Addresses that no memory map holds: 16-aligned, and any ring there would wrap.
@@ -27,7 +29,32 @@ pub(crate) struct QueueParts<M: GuestMemoryBackend> {
     pub(crate) call: Option<Box<dyn Notifier>>,
     pub(crate) err: Option<Box<dyn Notifier>>,
     pub(crate) enabled: bool,
-    pub(crate) flush_negotiated: bool,
+    pub(crate) cache: CacheFeatures,
+}
+
+/// What a driver has accepted of the features that say when a write is stable (virtio 1.3 §5.2.6.2).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheFeatures {
+    /// `VIRTIO_BLK_F_FLUSH`
+    pub(crate) flush: bool,
+    /// `VIRTIO_BLK_F_CONFIG_WCE`
+    pub(crate) config_wce: bool,
+}
+
+impl CacheFeatures {
+    /// Of negotiated feature bits.
+    pub(crate) fn of(features: u64) -> Self {
+        Self {
+            flush: features & bit(blk::VIRTIO_BLK_F_FLUSH) != 0,
+            config_wce: features & bit(blk::VIRTIO_BLK_F_CONFIG_WCE) != 0,
+        }
+    }
+
+    /// Whether the driver's writes must be stable before they complete: it cannot flush, or it has turned
+    /// the cache off.
+    pub(crate) fn is_write_through(self, writeback: bool) -> bool {
+        !self.flush || self.config_wce && !writeback
+    }
 }
 
 /// Each is carried out between two batches. Replies are sent when the thing has happened.
@@ -67,6 +94,11 @@ pub(crate) enum Command<M: GuestMemoryBackend> {
     UpdateMemory {
         memory: Arc<M>,
         rings: Vec<(u16, Option<RingAddresses>)>,
+        reply: Sender<()>,
+    },
+    /// Replies when every write that completes from then on heeds it.
+    SetWriteback {
+        writeback: bool,
         reply: Sender<()>,
     },
     /// Fetches nothing until told to resume. Replies when nothing is in flight.
@@ -135,6 +167,11 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.update_memory(&memory, rings);
                 let _ = reply.send(());
             }
+            Command::SetWriteback { writeback, reply } => {
+                self.writeback = writeback;
+                self.update_write_through();
+                let _ = reply.send(());
+            }
             Command::Pause { reply } => self.drain(reply, AfterDrain::StayPaused),
             Command::Resume => {
                 self.paused = false;
@@ -149,7 +186,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     fn start_queue(&mut self, index: u16, parts: QueueParts<M>) -> Result<(), event_poll::Error> {
         self.poll.add(&parts.kick, Token(u64::from(index)))?;
-        let mut queue = QueueState::new(index, parts.ring, parts.addresses, parts.flush_negotiated);
+        let mut queue = QueueState::new(index, parts.ring, parts.addresses, parts.cache);
         queue.kick = Some(parts.kick);
         queue.call = parts.call;
         queue.err = parts.err;
@@ -158,7 +195,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         if let Some(place) = self.queues.get_mut(usize::from(index)) {
             *place = Some(Box::new(queue));
         }
-        self.update_durability();
+        self.update_write_through();
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use event_poll::Stopper;
 use hostmem::SigbusGuard;
-use ioq::{Durability, IoQueue};
+use ioq::IoQueue;
 use iosched::{Limits, Merged, Merger, Op};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vring::{Chain, Head};
@@ -20,6 +20,7 @@ use super::flush::Flushes;
 use super::peers::Seat;
 use super::slots::{Request, Slots, Work};
 use super::{SlotId, StartError};
+use crate::capacity::Capacity;
 use crate::counters::Counters;
 use crate::device::{Backing, Device};
 use crate::request::{self, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
@@ -86,12 +87,18 @@ pub(super) struct Executor<M> {
     /// Operations that came back, whether they went well, and are yet to be acted on. Storage
     /// reused; at most one per slot.
     done: VecDeque<(Owner<M>, bool)>,
-    /// Of every write. See [`set_durability`](Self::set_durability).
-    durability: Durability,
+    /// See [`set_write_through`](Self::set_write_through).
+    write_through: bool,
+    /// Writes that have completed and are not stable yet, linked; the first and the last.
+    unsynced: Option<(SlotId, SlotId)>,
+    /// `fdatasync` operations under way.
+    syncs: usize,
     /// Losses of memory in this process by the last pass. While it is the same, what was looked up
     /// since then is there.
     losses: usize,
     geometry: Geometry,
+    /// Where the geometry's capacity comes from.
+    capacity: Arc<Capacity>,
     serial: [u8; ID_LEN],
     counters: Arc<Counters>,
 }
@@ -131,9 +138,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
             flushes: Flushes::with_capacity(capacity),
             bounce: Bounce::new(device.max_queue_size()).ok_or(StartError::NoMemory)?,
             done: VecDeque::with_capacity(capacity),
-            durability: Durability::WriteThrough,
+            write_through: true,
+            unsynced: None,
+            syncs: 0,
             losses: SigbusGuard::losses(),
             geometry: device.geometry(),
+            capacity: device.capacity_in_force(),
             serial: *device.serial(),
             counters,
         })
@@ -143,15 +153,15 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &self.ioq
     }
 
-    /// virtio 1.3 §5.2.6.2: a driver without VIRTIO_BLK_F_FLUSH cannot ask for stability, so its
-    /// writes are stable before they complete. Holds for all queues: features belong to the device.
-    pub(super) fn set_durability(&mut self, durability: Durability) {
-        self.durability = durability;
+    /// Whether a write is to be on stable storage before it completes (virtio 1.3 §5.2.6.2). What counts is
+    /// the moment at which the disk has done it: so it holds for writes in flight too.
+    pub(super) fn set_write_through(&mut self, write_through: bool) {
+        self.write_through = write_through;
     }
 
     #[cfg(test)]
-    pub(super) fn durability(&self) -> Durability {
-        self.durability
+    pub(super) fn is_write_through(&self) -> bool {
+        self.write_through
     }
 
     pub(super) fn set_losses(&mut self, losses: usize) {
@@ -206,6 +216,8 @@ impl<M: GuestMemoryBackend> Executor<M> {
             readable: chain.readable_len() - HEADER_LEN as u64,
             writable: writable_data,
         };
+        // After the pop: a driver that was told of a new size is served by it.
+        self.geometry.capacity = self.capacity.get();
         let action = match request::parse(&header, data, &self.geometry) {
             Ok(action) => action,
             Err(refusal) => {
@@ -214,7 +226,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         let (transfer, offset, len) = match action {
             Action::Read { offset, len } => (Transfer::Read, offset, len),
-            Action::Write { offset, len } => (Transfer::Write(self.durability), offset, len),
+            Action::Write { offset, len } => (Transfer::Write, offset, len),
             Action::Flush => {
                 let Some(slot) = self.slots.claim() else {
                     return Started::NoRoom(head);
@@ -231,7 +243,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         let (segments, bytes, op) = match transfer {
             Transfer::Read => (chain.writable(), 0..len, Op::Read),
-            Transfer::Write(_) => {
+            Transfer::Write => {
                 let start = HEADER_LEN as u64;
                 (chain.readable(), start..start + len, Op::Write)
             }
@@ -295,7 +307,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
     fn work_of(&mut self, transfer: Transfer) -> Work {
         match transfer {
             Transfer::Read => Work::Read,
-            Transfer::Write(_) => Work::Write(self.flushes.write_started()),
+            Transfer::Write => Work::Write(self.flushes.write_started()),
         }
     }
 
@@ -304,7 +316,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
     pub(super) fn submit(&mut self, seat: &mut Seat<Stopper>) {
         self.submit_plugged();
         self.flushes.confer(seat);
-        self.start_ready_flushes();
+        self.start_sync();
         if self.ioq.queued() > 0 {
             self.ioq.submit();
         }
@@ -321,35 +333,78 @@ impl<M: GuestMemoryBackend> Executor<M> {
             ioq,
             counters,
             done,
-            durability,
             losses,
             ..
         } = self;
-        let batch = Batch {
-            durability: *durability,
-            any_lost: SigbusGuard::losses() != *losses,
-        };
+        // Memory has gone since the first of the batch was looked up, somewhere in this process.
+        let any_lost = SigbusGuard::losses() != *losses;
         merger.unplug(|merged| {
-            queue_merged(&merged, slots, buffers, ioq, counters, batch, done);
+            queue_merged(&merged, slots, buffers, ioq, counters, any_lost, done);
         });
     }
 
-    /// Issues one fdatasync for all flushes that have nothing left to wait for.
-    fn start_ready_flushes(&mut self) {
-        let Some(first) = self.flushes.pop_ready() else {
+    /// Issues one fdatasync for all flushes that have nothing left to wait for, and for the writes that
+    /// must be stable before they complete. While one is under way such writes gather for the next.
+    fn start_sync(&mut self) {
+        let mut whole = None;
+        while let Some(slot) = self.flushes.pop_ready() {
+            self.append(&mut whole, slot, slot);
+        }
+        if (whole.is_some() || self.syncs == 0)
+            && let Some((first, last)) = self.unsynced.take()
+        {
+            self.append(&mut whole, first, last);
+        }
+        let Some((first, _)) = whole else {
             return;
         };
-        let mut last = first;
-        while let Some(slot) = self.flushes.pop_ready() {
-            if let Some(request) = self.slots.get_mut(last) {
-                request.next = Some(slot);
+        match self.ioq.queue_fdatasync(Owner::Sync { first }) {
+            Ok(()) => {
+                self.syncs += 1;
+                self.counters.syncs.add(1);
             }
-            last = slot;
+            Err(error) => {
+                self.syncs += 1;
+                self.done.push_back((error.into_owner(), false));
+            }
         }
-        match self.ioq.queue_fdatasync(Owner::Flush { first }) {
-            Ok(()) => self.counters.syncs.add(1),
-            Err(error) => self.done.push_back((error.into_owner(), false)),
+    }
+
+    /// Links the requests from `first` to `last` behind those in `list`.
+    fn append(&mut self, list: &mut Option<(SlotId, SlotId)>, first: SlotId, last: SlotId) {
+        match list {
+            Some((_, end)) => {
+                if let Some(request) = self.slots.get_mut(*end) {
+                    request.next = Some(first);
+                }
+                *end = last;
+            }
+            None => *list = Some((first, last)),
         }
+    }
+
+    /// Ends `first` and those linked to it, or has them wait for the fdatasync they need.
+    fn transfer_done(&mut self, first: SlotId, ok: bool, finished: &mut impl FnMut(Finished)) {
+        let is_write = |request: &Request<M>| matches!(request.work, Work::Write(_));
+        if !(ok && self.write_through && self.slots.get(first).is_some_and(is_write)) {
+            self.finish_all(first, ok, finished);
+            return;
+        }
+        let mut last = first;
+        while let Some(request) = self.slots.get_mut(last) {
+            if let Work::Write(epoch) = request.work {
+                // A flush behind it waits no longer: the fdatasync for that covers this one too.
+                self.flushes.write_finished(epoch);
+                request.work = Work::UnstableWrite;
+            }
+            match request.next {
+                Some(next) => last = next,
+                None => break,
+            }
+        }
+        let mut unsynced = self.unsynced;
+        self.append(&mut unsynced, first, last);
+        self.unsynced = unsynced;
     }
 
     /// Takes what the kernel has finished and gives each request's end to `finished`. Returns how
@@ -383,13 +438,16 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 if !ok && !single {
                     self.retry_singly(first);
                 } else {
-                    self.finish_all(first, ok, finished);
+                    self.transfer_done(first, ok, finished);
                 }
             }
-            Owner::Flush { first } => self.finish_all(first, ok, finished),
+            Owner::Sync { first } => {
+                self.syncs -= 1;
+                self.finish_all(first, ok, finished);
+            }
             Owner::Bounce { slot, buffer } => {
                 if let Some(ok) = self.bounce_round_done(slot, buffer, ok) {
-                    self.finish_all(slot, ok, finished);
+                    self.transfer_done(slot, ok, finished);
                 }
             }
         }
@@ -406,7 +464,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             let (work, offset, losses) = (request.work, request.offset, request.losses);
             let transfer = match work {
                 Work::Read | Work::Flush => Transfer::Read,
-                Work::Write(_) => Transfer::Write(self.durability),
+                Work::Write(_) | Work::UnstableWrite => Transfer::Write,
             };
             let one = std::iter::once(slot);
             // What has taken the place of lost memory must not get onto the disk.
@@ -443,7 +501,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             }
             let (status, written) = match (ok, request.work) {
                 (true, Work::Read) => (Status::Ok, request.writable_data),
-                (true, Work::Write(_) | Work::Flush) => (Status::Ok, 0),
+                (true, Work::Write(_) | Work::UnstableWrite | Work::Flush) => (Status::Ok, 0),
                 // Part of a failed read may have been written; 0 promises nothing.
                 (false, _) => (Status::IoErr, 0),
             };
@@ -470,7 +528,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let len = lane.round_len();
         let ready = match lane.transfer {
             Transfer::Read => true,
-            Transfer::Write(_) => {
+            Transfer::Write => {
                 lane.copy_in(request.memory.map(), &mut buffer[..len])
                     && !(SigbusGuard::losses() != request.losses
                         && is_lost(&lane.chain, request.memory.map()))
@@ -574,22 +632,13 @@ impl<M: GuestMemoryBackend> Executor<M> {
     }
 }
 
-/// What holds for all operations of a batch.
-#[derive(Clone, Copy, Debug)]
-struct Batch {
-    /// Of its writes.
-    durability: Durability,
-    /// Memory has gone since the first of it was looked up, somewhere in this process.
-    any_lost: bool,
-}
-
 fn queue_merged<M: GuestMemoryBackend>(
     merged: &Merged<'_>,
     slots: &mut Slots<M>,
     buffers: &GuestBuffers<M>,
     ioq: &mut IoQueue<Owner<M>>,
     counters: &Counters,
-    batch: Batch,
+    any_lost: bool,
     done: &mut VecDeque<(Owner<M>, bool)>,
 ) {
     // Tags are slots; see `start`.
@@ -606,10 +655,10 @@ fn queue_merged<M: GuestMemoryBackend>(
     }
     let transfer = match merged.op {
         Op::Read => Transfer::Read,
-        _ => Transfer::Write(batch.durability),
+        _ => Transfer::Write,
     };
     // What has taken the place of lost memory must not get onto the disk.
-    let lost = batch.any_lost && ids.clone().any(|slot| buffers.is_lost(slot));
+    let lost = any_lost && ids.clone().any(|slot| buffers.is_lost(slot));
     if !lost && buffers.queue(ioq, transfer, merged.offset, ids.clone()) {
         counters.operations.add(1);
         if merged.parts.len() > 1 {

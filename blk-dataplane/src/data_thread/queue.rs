@@ -7,7 +7,7 @@ use event_poll::EventNotifier;
 use vm_memory::GuestMemoryBackend;
 use vring::{Chain, Head, PopError, RingAddresses, SplitQueue};
 
-use super::Notifier;
+use super::{CacheFeatures, Notifier};
 use crate::counters::Counters;
 
 pub(super) struct QueueState<M: GuestMemoryBackend> {
@@ -22,8 +22,8 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     pub(super) err: Option<Box<dyn Notifier>>,
     /// Disabled queues keep their state and are not fetched from (vhost-user: SET_VRING_ENABLE).
     pub(super) enabled: bool,
-    /// The driver took VIRTIO_BLK_F_FLUSH.
-    pub(super) flush_negotiated: bool,
+    /// What the driver took of it.
+    pub(super) cache: CacheFeatures,
     /// The guest has been asked to kick; cleared by the kick.
     pub(super) armed: bool,
     /// There may be more in the ring, but no room for it.
@@ -58,7 +58,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
         index: u16,
         ring: SplitQueue<M>,
         addresses: RingAddresses,
-        flush_negotiated: bool,
+        cache: CacheFeatures,
     ) -> Self {
         Self {
             index,
@@ -68,7 +68,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
             call: None,
             err: None,
             enabled: false,
-            flush_negotiated,
+            cache,
             armed: false,
             starved: false,
             stopping: None,

@@ -31,6 +31,8 @@ impl SlotId {
 pub(super) enum Work {
     Read,
     Write(Epoch),
+    /// A write that the disk has done and that is to be made stable.
+    UnstableWrite,
     Flush,
 }
 

@@ -32,6 +32,57 @@ pub(super) fn logical_block_size(file: &File) -> io::Result<u32> {
     u32::try_from(size).map_err(|_| io::Error::other("BLKSSZGET returned a negative size"))
 }
 
+nix::ioctl_read_bad!(blkpbszget, nix::request_code_none!(0x12, 123), libc::c_uint);
+nix::ioctl_read_bad!(blkiomin, nix::request_code_none!(0x12, 120), libc::c_uint);
+nix::ioctl_read_bad!(blkioopt, nix::request_code_none!(0x12, 121), libc::c_uint);
+nix::ioctl_read_bad!(blkalignoff, nix::request_code_none!(0x12, 122), libc::c_int);
+
+/// What sizes of request the host likes, in bytes. Zero: it does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IoHints {
+    /// Smallest write that is no read-modify-write below.
+    pub(crate) physical_block: u32,
+    /// Where the first physical block begins.
+    pub(crate) alignment_offset: u32,
+    /// Smallest request that is efficient.
+    pub(crate) min_io: u32,
+    /// Best size of large requests.
+    pub(crate) opt_io: u32,
+}
+
+/// What a block device's driver says.
+pub(super) fn block_device_hints(file: &File) -> io::Result<IoHints> {
+    let fd = file.as_raw_fd();
+    let (mut physical_block, mut min_io, mut opt_io) = (0, 0, 0);
+    let mut offset: libc::c_int = 0;
+    // SAFETY: the descriptor is open for the calls, and each variable is of the type the kernel writes.
+    unsafe {
+        blkpbszget(fd, &raw mut physical_block)?;
+        blkiomin(fd, &raw mut min_io)?;
+        blkioopt(fd, &raw mut opt_io)?;
+        blkalignoff(fd, &raw mut offset)?;
+    }
+    Ok(IoHints {
+        physical_block,
+        // -1: no block is aligned, so there is nothing to tell.
+        alignment_offset: u32::try_from(offset).unwrap_or(0),
+        min_io,
+        opt_io,
+    })
+}
+
+/// What a file system says: the block it allocates by, or for some (network, striped) the size that it
+/// transfers.
+pub(super) fn file_hints(file: &File) -> io::Result<IoHints> {
+    let preferred = u32::try_from(file.metadata()?.blksize()).unwrap_or(0);
+    Ok(IoHints {
+        physical_block: preferred,
+        alignment_offset: 0,
+        min_io: preferred,
+        opt_io: preferred,
+    })
+}
+
 /// Alignment that direct I/O on a file demands, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DioAlignment {

@@ -218,6 +218,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
         if features != self.features && self.any_running() {
             return Err(refuse("features cannot change while rings run"));
         }
+        self.plane.accept_features(features)?;
         self.features = features;
         Ok(())
     }
@@ -376,7 +377,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
         size: u32,
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
-        let config = self.plane.device().config_space();
+        let config = self.plane.config_space();
         // The error becomes a reply of zero length (C11).
         config
             .read(offset, size)
@@ -384,9 +385,9 @@ impl VhostUserBackendReqHandlerMut for Backend {
             .ok_or_else(|| refuse(format!("config space {offset}+{size} is out of bounds")))
     }
 
-    /// Nothing in the configuration space is writable: CONFIG_WCE is not offered (C13).
-    fn set_config(&mut self, offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        Err(refuse(format!("config space at {offset} is read-only")))
+    /// Only `writeback` can be written (C13).
+    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        self.plane.write_config(offset, buf).map_err(refuse)
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {

@@ -5,6 +5,7 @@
 mod support;
 
 mod bounce;
+mod config;
 #[cfg(feature = "vhost-user")]
 mod descriptors;
 mod fairness;

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::os::fd::AsFd;
 
 use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
 use crate::support::front_end::{Served, region_info};
-use crate::support::queue::{EVENT_IDX, FEATURES, GuestQueue};
+use crate::support::queue::{CONFIG_WCE, EVENT_IDX, FEATURES, GuestQueue, VERSION_1};
 use crate::support::ram::GuestRam;
 use crate::support::request::{Framing, OK, Request, Table};
 use crate::support::scratch::{KINDS, Kind, SERIAL, Scratch, null_device};
@@ -28,10 +29,14 @@ fn offers_what_the_device_does_and_no_more() {
         let served = Served::new(device);
         let mut wire = served.wire();
         let features = wire.ask(crate::support::wire::GET_FEATURES, &[]).value();
-        // SEG_MAX, RO, BLK_SIZE, FLUSH, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1.
-        let bits = [2, 6, 9, 12, 28, 29, 30, 32];
+        // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1.
+        let bits = [2, 6, 9, 10, 12, 28, 29, 30, 32];
         let expected = bits.iter().fold(0, |mask, bit| mask | 1 << bit);
-        assert_eq!(features, expected | if read_only { 1 << 5 } else { 0 });
+        // RO, or else CONFIG_WCE.
+        assert_eq!(
+            features,
+            expected | if read_only { 1 << 5 } else { 1 << 11 }
+        );
         let protocol = wire
             .ask(crate::support::wire::GET_PROTOCOL_FEATURES, &[])
             .value();
@@ -48,6 +53,14 @@ fn offers_what_the_device_does_and_no_more() {
             assert_eq!(config[..8], 2048u64.to_le_bytes());
             if len >= 60 {
                 assert_eq!(config[20..24], 512u32.to_le_bytes(), "blk_size");
+                let exp = u32::from(config[24]);
+                assert!(512 << exp <= 4096, "physical_block_exp");
+                let words = [config[26], config[27], config[28], config[29]];
+                assert!(
+                    words[0] != 0 && words[2] != 0,
+                    "min_io_size, opt_io_size: {words:?}"
+                );
+                assert_eq!(config[32], 1, "writeback");
                 assert_eq!(config[34..36], 4u16.to_le_bytes(), "num_queues");
             }
         }
@@ -82,6 +95,75 @@ fn c11_config_of_no_bytes_or_an_overflow_is_closed() {
         body.resize(12 + usize::try_from(len).unwrap(), 0);
         assert_eq!(wire.ask(GET_CONFIG, &body), Answer::Closed);
     }
+}
+
+#[test]
+fn c13_only_writeback_can_be_written() {
+    let served = Served::new(null_device(1 << 20));
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    front.negotiate(FEATURES);
+    let before = front.config(96).unwrap();
+    let wrong: [(u32, &[u8]); 6] = [
+        (0, &[0; 8]),
+        (20, &[0, 16, 0, 0]),
+        (31, &[0, 0]),
+        (32, &[0, 0]),
+        (33, &[0]),
+        (95, &[0]),
+    ];
+    for (offset, bytes) in wrong {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let refused = front.vhost.set_config(offset, flags, bytes);
+        assert!(refused.is_err(), "{offset}+{}", bytes.len());
+        assert_eq!(front.config(96).unwrap(), before);
+    }
+    for (value, reads) in [(0u8, 0u8), (0, 0), (1, 1), (0, 0), (0xff, 1)] {
+        // The front-end's flags say who writes, and change nothing.
+        let flags = VhostUserConfigFlags::empty();
+        front.vhost.set_config(32, flags, &[value]).unwrap();
+        let mut expected = before.clone();
+        expected[32] = reads;
+        assert_eq!(front.config(96).unwrap(), expected);
+    }
+}
+
+#[test]
+fn c13_read_only_device_has_no_cache_to_turn_off() {
+    let scratch = Scratch::zeroed(Kind::Disk, DISK);
+    let served = Served::new(scratch.read_only_device());
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    front.negotiate(FEATURES);
+    let flags = VhostUserConfigFlags::WRITABLE;
+    assert!(front.vhost.set_config(32, flags, &[0]).is_err());
+}
+
+#[test]
+fn cache_that_a_driver_cannot_flush_is_off_from_the_negotiation_on() {
+    let served = Served::new(null_device(1 << 20));
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    front.negotiate(VERSION_1 | CONFIG_WCE);
+    assert_eq!(front.config(60).unwrap()[32], 0);
+    // The next front-end's device is a new one.
+    drop(front);
+    let mut front = served.connect(&ram);
+    front.negotiate(FEATURES | CONFIG_WCE);
+    assert_eq!(front.config(60).unwrap()[32], 1);
+}
+
+#[test]
+fn front_end_reads_the_capacity_in_force() {
+    let scratch = Scratch::zeroed(Kind::Disk, DISK);
+    let device = scratch.device();
+    let served = Served::new(device.clone());
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    front.negotiate(FEATURES);
+    scratch.truncate(2 * DISK as u64);
+    device.resize().unwrap();
+    assert_eq!(front.config(8).unwrap(), 4096u64.to_le_bytes());
 }
 
 #[test]
