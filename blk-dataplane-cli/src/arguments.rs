@@ -80,6 +80,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "BYTES")]
     block_size: Option<u32>,
 
+    /// Keep the image's storage: the guest cannot discard, and what it zeroes stays allocated.
+    #[arg(long, conflicts_with = "read_only")]
+    no_discard: bool,
+
     /// Serial number the guest sees, at most 20 bytes.
     #[arg(long, value_name = "TEXT", default_value = "")]
     serial: String,
@@ -126,6 +130,7 @@ impl Arguments {
             num_queues: self.num_queues,
             queue_size: self.queue_size,
             block_size: self.block_size,
+            discard: !self.no_discard,
             threads: ThreadOptions {
                 count: self.num_threads,
                 queues: self.queue_threads.clone(),

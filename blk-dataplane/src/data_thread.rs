@@ -20,6 +20,7 @@ mod flush;
 mod pace;
 pub(crate) mod peers;
 mod queue;
+mod range_table;
 mod slots;
 mod sync;
 
@@ -263,15 +264,17 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 return fetched > 0;
             }
             match queue.pop(chain, counters) {
-                Fetched::Chain(head) => match executor.start(queue.index, head, chain, memory) {
-                    Started::InFlight => {}
-                    Started::Finished { head, used_len } => queue.push(head, used_len),
-                    Started::NoRoom(head) => {
-                        queue.unpop(head);
-                        queue.starved = true;
-                        return fetched > 0;
+                Fetched::Chain(head) => {
+                    match executor.start(queue.index, queue.accepted, head, chain, memory) {
+                        Started::InFlight => {}
+                        Started::Finished { head, used_len } => queue.push(head, used_len),
+                        Started::NoRoom(head) => {
+                            queue.unpop(head);
+                            queue.starved = true;
+                            return fetched > 0;
+                        }
                     }
-                },
+                }
                 Fetched::BadChain(head) => {
                     queue.push(head, 0);
                     counters.bad_chains.add(1);
@@ -473,6 +476,7 @@ mod tests {
 
     use super::*;
     use crate::device::{Backing, DeviceOptions};
+    use crate::request::Accepted;
 
     type Memory = GuestMemoryMmap<()>;
 
@@ -492,6 +496,7 @@ mod tests {
             err: None,
             enabled: true,
             cache,
+            accepted: Accepted::default(),
         })
     }
 

@@ -17,6 +17,7 @@ use crate::data_thread::peers::Desks;
 use crate::data_thread::{CacheFeatures, Command, DataThread, QueueParts, StartError, ThreadParts};
 use crate::device::{Backing, Device, ResizeError, Resized, bit};
 use crate::notifier::Notifier;
+use crate::request::Accepted;
 
 /// Everything a queue needs to run.
 pub struct QueueSetup {
@@ -345,6 +346,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             err: setup.err,
             enabled: setup.enabled,
             cache: CacheFeatures::of(setup.features),
+            accepted: Accepted::of(setup.features),
         });
         self.accept_features(setup.features)?;
         // Last: a queue that cannot run starts no thread.

@@ -14,6 +14,7 @@ use crate::capacity::{Capacity, ConfigSubscription};
 use crate::config_space::{ConfigFields, ConfigSpace, Topology};
 use crate::image::{Image, ImageError, IoHints};
 use crate::notifier::Notifier;
+use crate::ranges::{RangeKind, RangeLimits};
 use crate::request::{Geometry, ID_LEN};
 use crate::threads::{CPUS_MAX, MAX_THREADS, ThreadOptions};
 
@@ -38,6 +39,9 @@ const BLOCK_SIZES: [u32; 2] = [512, 4096];
 /// Largest physical block a guest is told. File systems in a guest make it their sector, which a page must
 /// hold; a network file system's transfer size is no such thing.
 const PHYSICAL_BLOCK_MAX: u32 = 4096;
+
+/// Largest discard alignment a guest is told: one that its largest discard is a multiple of.
+const DISCARD_ALIGNMENT_MAX: u32 = 1 << 30;
 
 const SECTOR_SIZE_U32: u32 = 512;
 const _: () = assert!(SECTOR_SIZE_U32 as u64 == SECTOR_SIZE);
@@ -77,6 +81,9 @@ pub struct DeviceOptions {
     /// Logical block size the guest is told, 512 or 4096 and not below what the backing needs. `None`:
     /// what the backing needs.
     pub block_size: Option<u32>,
+    /// Let the guest give storage back to the host, by discarding or by zeroing what it does not need, where
+    /// the backing can take it. Off for an image that is to keep the space it was given.
+    pub discard: bool,
     /// Data threads, and which of them serves which queue.
     pub threads: ThreadOptions,
     /// Longest time a data thread looks for work before it sleeps, at most [`POLL_MAX_LIMIT`]; zero:
@@ -92,6 +99,7 @@ impl Default for DeviceOptions {
             num_queues: DEFAULT_NUM_QUEUES,
             queue_size: DEFAULT_QUEUE_SIZE,
             block_size: None,
+            discard: true,
             threads: ThreadOptions::default(),
             poll_max: DEFAULT_POLL_MAX,
         }
@@ -220,6 +228,7 @@ pub struct Device {
     num_threads: u16,
     cpus: Arc<[u16]>,
     block_size: u32,
+    ranges: RangeLimits,
     capacity: Arc<Capacity>,
 }
 
@@ -243,6 +252,7 @@ impl Device {
                 needed,
             });
         }
+        let ranges = range_limits(&backing, block_size, options.discard);
         let capacity = whole_blocks(size, block_size);
         if capacity == 0 {
             return Err(DeviceError::Empty);
@@ -257,6 +267,7 @@ impl Device {
             num_threads: options.threads.count(options.num_queues),
             cpus: options.threads.cpus.as_slice().into(),
             block_size,
+            ranges,
             capacity: Arc::new(Capacity::new(capacity)),
         })
     }
@@ -277,6 +288,13 @@ impl Device {
         } else {
             bit(blk::VIRTIO_BLK_F_CONFIG_WCE)
         };
+        // Read-only devices have no limits, since they do neither.
+        if self.ranges.has(RangeKind::Discard) {
+            features |= bit(blk::VIRTIO_BLK_F_DISCARD);
+        }
+        if self.ranges.has(RangeKind::WriteZeroes) {
+            features |= bit(blk::VIRTIO_BLK_F_WRITE_ZEROES);
+        }
         features
     }
 
@@ -296,6 +314,10 @@ impl Device {
             topology: self.topology(),
             writeback,
             num_queues: self.num_queues,
+            discard: self.ranges.fields(RangeKind::Discard),
+            discard_alignment: self.ranges.discard_alignment.unwrap_or(0) / SECTOR_SIZE_U32,
+            write_zeroes: self.ranges.fields(RangeKind::WriteZeroes),
+            write_zeroes_may_unmap: self.ranges.may_unmap,
         })
     }
 
@@ -416,7 +438,28 @@ impl Device {
             capacity: self.capacity(),
             block_size: self.block_size,
             read_only: self.is_read_only(),
+            ranges: self.ranges,
         }
+    }
+}
+
+/// What of discard and write-zeroes a device does.
+fn range_limits(backing: &Backing, block_size: u32, discard: bool) -> RangeLimits {
+    let granularity = match backing {
+        Backing::Image(image) if image.is_read_only() => return RangeLimits::NONE,
+        Backing::Image(image) => image.discard_granularity(),
+        Backing::Null { .. } => Some(block_size),
+    };
+    let granularity = granularity.filter(|_| discard);
+    RangeLimits {
+        // Odd ones (some arrays have them) are a matter of efficiency only.
+        discard_alignment: granularity.map(|bytes| {
+            let bytes = bytes.min(DISCARD_ALIGNMENT_MAX).max(block_size);
+            bytes - bytes % block_size
+        }),
+        // Where the host has no better way, zeroes are written.
+        write_zeroes: true,
+        may_unmap: granularity.is_some(),
     }
 }
 

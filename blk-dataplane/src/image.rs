@@ -144,6 +144,7 @@ pub struct Image {
     block_size: u32,
     memory_alignment: u32,
     io_hints: IoHints,
+    discard_granularity: Option<u32>,
     read_only: bool,
     caching: Caching,
 }
@@ -242,6 +243,13 @@ impl Image {
                 block_size,
             });
         }
+        let discard_granularity = if options.read_only {
+            None
+        } else if kind.is_block_device() {
+            probe::block_device_discard(&file).map_err(examine)?
+        } else {
+            probe::file_discard(&file).map_err(examine)?
+        };
         Ok(Self {
             file: Arc::new(file),
             path: path.to_owned(),
@@ -249,6 +257,7 @@ impl Image {
             block_size,
             memory_alignment: alignment.map_or(1, |a| a.memory),
             io_hints,
+            discard_granularity,
             read_only: options.read_only,
             caching,
         })
@@ -287,6 +296,12 @@ impl Image {
         } else {
             Ok(metadata.len())
         }
+    }
+
+    /// Storage can be given back to the host in units of so many bytes; `None` where it cannot.
+    #[must_use]
+    pub fn discard_granularity(&self) -> Option<u32> {
+        self.discard_granularity
     }
 
     /// What sizes of request the host's disk or file system likes.

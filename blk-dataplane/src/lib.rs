@@ -38,6 +38,7 @@ mod dataplane;
 mod device;
 mod image;
 mod notifier;
+mod ranges;
 mod request;
 mod threads;
 #[cfg(feature = "vhost-user")]

@@ -4,6 +4,8 @@
 use virtio_bindings::virtio_blk as spec;
 
 use crate::SECTOR_SIZE;
+use crate::device::bit;
+use crate::ranges::{RangeKind, RangeLimits, SEGMENT_LEN};
 
 /// Length of `struct virtio_blk_req`'s header: type, reserved, sector.
 pub(crate) const HEADER_LEN: usize = 16;
@@ -31,15 +33,44 @@ pub(crate) struct Geometry {
     /// In bytes; a power of two from 512.
     pub(crate) block_size: u32,
     pub(crate) read_only: bool,
+    pub(crate) ranges: RangeLimits,
 }
 
 /// What a well-formed request asks for. Offsets and lengths in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    Read { offset: u64, len: u64 },
-    Write { offset: u64, len: u64 },
+    Read {
+        offset: u64,
+        len: u64,
+    },
+    Write {
+        offset: u64,
+        len: u64,
+    },
     Flush,
     GetId,
+    /// A discard or write-zeroes of so many segments, which are the data.
+    Ranges {
+        kind: RangeKind,
+        count: usize,
+    },
+}
+
+/// What a driver has accepted of the request types that need a feature.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Accepted {
+    pub(crate) discard: bool,
+    pub(crate) write_zeroes: bool,
+}
+
+impl Accepted {
+    /// Of negotiated feature bits.
+    pub(crate) fn of(features: u64) -> Self {
+        Self {
+            discard: features & bit(spec::VIRTIO_BLK_F_DISCARD) != 0,
+            write_zeroes: features & bit(spec::VIRTIO_BLK_F_WRITE_ZEROES) != 0,
+        }
+    }
 }
 
 /// The lengths of a request's parts, header and status byte taken off.
@@ -57,6 +88,7 @@ pub(crate) fn parse(
     header: &[u8; HEADER_LEN],
     data: DataLen,
     geometry: &Geometry,
+    accepted: Accepted,
 ) -> Result<Action, Status> {
     let (kind, sector) = split_header(header);
     match kind {
@@ -80,9 +112,29 @@ pub(crate) fn parse(
         spec::VIRTIO_BLK_T_FLUSH => Ok(Action::Flush),
         // B24: the driver MUST give 20 bytes; min(20, given) are written.
         spec::VIRTIO_BLK_T_GET_ID => Ok(Action::GetId),
-        // §5.2.6.2: unknown and not offered types. SCSI commands are never offered.
+        spec::VIRTIO_BLK_T_DISCARD if accepted.discard => {
+            ranges(RangeKind::Discard, data, geometry)
+        }
+        spec::VIRTIO_BLK_T_WRITE_ZEROES if accepted.write_zeroes => {
+            ranges(RangeKind::WriteZeroes, data, geometry)
+        }
+        // §5.2.6.2: unknown, not offered and not accepted types (B16, B18, B27). SCSI commands are never offered.
         _ => Err(Status::Unsupported),
     }
+}
+
+/// Checks the shape of a request that consists of segments (B14, B15, B17).
+fn ranges(kind: RangeKind, data: DataLen, geometry: &Geometry) -> Result<Action, Status> {
+    let segment = SEGMENT_LEN as u64;
+    let count = usize::try_from(data.readable / segment).map_err(|_| Status::IoErr)?;
+    let wrong = geometry.read_only
+        || data.writable != 0
+        || !data.readable.is_multiple_of(segment)
+        || !(1..=geometry.ranges.max_segments(kind)).contains(&count);
+    if wrong {
+        return Err(Status::IoErr);
+    }
+    Ok(Action::Ranges { kind, count })
 }
 
 /// Checks a transfer (B8, B9, B12, B13) and turns its sector into a byte offset.
@@ -117,6 +169,7 @@ mod tests {
         capacity: 1 << 20,
         block_size: 512,
         read_only: false,
+        ranges: RangeLimits::NONE,
     };
 
     fn header(kind: u32, sector: u64) -> [u8; HEADER_LEN] {
@@ -127,7 +180,12 @@ mod tests {
     }
 
     fn ask(kind: u32, sector: u64, readable: u64, writable: u64) -> Result<Action, Status> {
-        parse(&header(kind, sector), DataLen { readable, writable }, &DISK)
+        parse(
+            &header(kind, sector),
+            DataLen { readable, writable },
+            &DISK,
+            Accepted::default(),
+        )
     }
 
     #[test]
@@ -191,18 +249,33 @@ mod tests {
             readable: 512,
             writable: 0,
         };
-        let write = parse(&header(spec::VIRTIO_BLK_T_OUT, 0), data, &disk);
+        let write = parse(
+            &header(spec::VIRTIO_BLK_T_OUT, 0),
+            data,
+            &disk,
+            Accepted::default(),
+        );
         assert_eq!(write, Err(Status::IoErr));
         let none = DataLen {
             readable: 0,
             writable: 0,
         };
         assert_eq!(
-            parse(&header(spec::VIRTIO_BLK_T_FLUSH, 0), none, &disk),
+            parse(
+                &header(spec::VIRTIO_BLK_T_FLUSH, 0),
+                none,
+                &disk,
+                Accepted::default()
+            ),
             Ok(Action::Flush)
         );
         assert_eq!(
-            parse(&header(spec::VIRTIO_BLK_T_GET_ID, 0), none, &disk),
+            parse(
+                &header(spec::VIRTIO_BLK_T_GET_ID, 0),
+                none,
+                &disk,
+                Accepted::default()
+            ),
             Ok(Action::GetId)
         );
     }
@@ -244,7 +317,12 @@ mod tests {
                 readable: len,
                 writable: 0,
             };
-            parse(&header(spec::VIRTIO_BLK_T_OUT, sector), data, &disk)
+            parse(
+                &header(spec::VIRTIO_BLK_T_OUT, sector),
+                data,
+                &disk,
+                Accepted::default(),
+            )
         };
         assert_eq!(
             ask(8, 4096),

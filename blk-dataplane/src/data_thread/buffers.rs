@@ -68,6 +68,8 @@ pub(super) enum Owner<M> {
     },
     /// Data in a bounce buffer, for one request.
     Bounce { slot: SlotId, buffer: AlignedBuf },
+    /// No data: a discard or write-zeroes of one range of the request `slot`.
+    Range { slot: SlotId },
     /// No data: an fdatasync for the request `first` and those linked to it, flushes and writes.
     Sync { first: SlotId },
 }
@@ -287,6 +289,8 @@ pub(super) fn queue_bounce<M>(
     };
     queued.map_err(|error| match error.into_owner() {
         Owner::Bounce { buffer, .. } => buffer,
-        Owner::Guest { .. } | Owner::Sync { .. } => unreachable!("the owner made above"),
+        Owner::Guest { .. } | Owner::Range { .. } | Owner::Sync { .. } => {
+            unreachable!("the owner made above")
+        }
     })
 }

@@ -13,6 +13,7 @@ use super::queue::QueueState;
 use super::{AfterDrain, DataThread, Drain};
 use crate::device::bit;
 use crate::notifier::Notifier;
+use crate::request::Accepted;
 
 /// Addresses that no memory map holds: 16-aligned, and any ring there would wrap.
 const NOWHERE: RingAddresses = RingAddresses {
@@ -30,6 +31,7 @@ pub(crate) struct QueueParts<M: GuestMemoryBackend> {
     pub(crate) err: Option<Box<dyn Notifier>>,
     pub(crate) enabled: bool,
     pub(crate) cache: CacheFeatures,
+    pub(crate) accepted: Accepted,
 }
 
 /// What a driver has accepted of the features that say when a write is stable (virtio 1.3 §5.2.6.2).
@@ -186,7 +188,13 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     fn start_queue(&mut self, index: u16, parts: QueueParts<M>) -> Result<(), event_poll::Error> {
         self.poll.add(&parts.kick, Token(u64::from(index)))?;
-        let mut queue = QueueState::new(index, parts.ring, parts.addresses, parts.cache);
+        let mut queue = QueueState::new(
+            index,
+            parts.ring,
+            parts.addresses,
+            parts.cache,
+            parts.accepted,
+        );
         queue.kick = Some(parts.kick);
         queue.call = parts.call;
         queue.err = parts.err;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use event_poll::Stopper;
 use hostmem::SigbusGuard;
-use ioq::IoQueue;
+use ioq::{Durability, IoError, IoErrorKind, IoQueue, Unmap};
 use iosched::{Limits, Merged, Merger, Op};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vring::{Chain, Head};
@@ -18,12 +18,14 @@ use super::buffers::{
 };
 use super::flush::Flushes;
 use super::peers::Seat;
+use super::range_table::RangeTable;
 use super::slots::{Request, Slots, Work};
 use super::{SlotId, StartError};
 use crate::capacity::Capacity;
 use crate::counters::Counters;
 use crate::device::{Backing, Device};
-use crate::request::{self, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
+use crate::ranges::{self, Range, RangeKind, SEGMENT_LEN, SEGMENTS_MAX};
+use crate::request::{self, Accepted, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
 
 /// Requests in flight per data thread. Disks gain nothing from more, each costs a kernel AIO slot
 /// out of a host-wide 65536, and the rings hold the rest. Per thread and not split among them: a queue that
@@ -55,6 +57,28 @@ fn used_len(written: u64, writable_data: u64) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Failed,
+    /// The host cannot do this at all. Only discards and write-zeroes end so: for the others there is no
+    /// other way.
+    Unsupported,
+}
+
+impl Outcome {
+    fn of<M>(owner: &Owner<M>, result: &Result<u64, IoError>) -> Self {
+        match (result, owner) {
+            (Ok(_), _) => Self::Done,
+            (Err(error), Owner::Range { .. }) if error.kind() == IoErrorKind::Unsupported => {
+                Self::Unsupported
+            }
+            (Err(_), _) => Self::Failed,
+        }
+    }
+}
+
 /// What became of a chain handed to [`Executor::start`].
 #[derive(Debug)]
 pub(super) enum Started {
@@ -83,10 +107,11 @@ pub(super) struct Executor<M> {
     buffers: GuestBuffers<M>,
     merger: Merger,
     flushes: Flushes<SlotId>,
+    ranges: RangeTable,
     bounce: Bounce,
     /// Operations that came back, whether they went well, and are yet to be acted on. Storage
     /// reused; at most one per slot.
-    done: VecDeque<(Owner<M>, bool)>,
+    done: VecDeque<(Owner<M>, Outcome)>,
     /// See [`set_write_through`](Self::set_write_through).
     write_through: bool,
     /// Writes that have completed and are not stable yet, linked; the first and the last.
@@ -136,6 +161,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 },
             ),
             flushes: Flushes::with_capacity(capacity),
+            ranges: RangeTable::new(capacity),
             bounce: Bounce::new(device.max_queue_size()).ok_or(StartError::NoMemory)?,
             done: VecDeque::with_capacity(capacity),
             write_through: true,
@@ -187,6 +213,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
     pub(super) fn start(
         &mut self,
         queue: u16,
+        accepted: Accepted,
         head: Head,
         chain: &mut Chain,
         memory: &MemoryRef<M>,
@@ -218,7 +245,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         // After the pop: a driver that was told of a new size is served by it.
         self.geometry.capacity = self.capacity.get();
-        let action = match request::parse(&header, data, &self.geometry) {
+        let action = match request::parse(&header, data, &self.geometry, accepted) {
             Ok(action) => action,
             Err(refusal) => {
                 return self.answer(head, memory, status, refusal, 0, writable_data);
@@ -235,6 +262,9 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 self.slots.fill(slot, request);
                 self.flushes.push(slot);
                 return Started::InFlight;
+            }
+            Action::Ranges { kind, count } => {
+                return self.start_ranges(queue, head, chain, memory, status, (kind, count));
             }
             Action::GetId => return self.get_id(head, chain, memory, status),
         };
@@ -304,6 +334,75 @@ impl<M: GuestMemoryBackend> Executor<M> {
         Started::InFlight
     }
 
+    /// Starts a discard or write-zeroes of `count` segments.
+    fn start_ranges(
+        &mut self,
+        queue: u16,
+        head: Head,
+        chain: &Chain,
+        memory: &MemoryRef<M>,
+        status: GuestAddress,
+        (kind, count): (RangeKind, usize),
+    ) -> Started {
+        // The room before the status byte: none, as was checked.
+        let writable_data = 0;
+        let mut segments = [[0u8; SEGMENT_LEN]; SEGMENTS_MAX];
+        let bytes = &mut segments.as_flattened_mut()[..count * SEGMENT_LEN];
+        let copied = chain.copy_from_readable(memory.map(), HEADER_LEN as u64, bytes);
+        if !copied.is_ok_and(|n| n == bytes.len()) {
+            if is_lost(chain, memory.map()) {
+                return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
+            }
+            return self.bad_chain(head);
+        }
+        if self.was_lost(chain, memory.map()) {
+            return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
+        }
+        let mut ranges = [Range::default(); SEGMENTS_MAX];
+        let count = match ranges::parse(&segments[..count], kind, &self.geometry, &mut ranges) {
+            Ok(0) => return self.answer(head, memory, status, Status::Ok, 0, writable_data),
+            Ok(count) => count,
+            Err(refusal) => return self.answer(head, memory, status, refusal, 0, writable_data),
+        };
+        let Some(slot) = self.slots.claim() else {
+            return Started::NoRoom(head);
+        };
+        // A flush covers it as it does a write.
+        let work = self.work_of(Transfer::Write);
+        let request = Request::new(queue, head, status, memory, writable_data, self.losses);
+        self.slots.fill(slot, Request { work, ..request });
+        self.ranges.fill(slot, kind, ranges, count);
+        self.next_range(slot);
+        Started::InFlight
+    }
+
+    /// Queues the next range of a request. False if all have been done.
+    fn next_range(&mut self, slot: SlotId) -> bool {
+        let Some((kind, range)) = self.ranges.next(slot) else {
+            return false;
+        };
+        let owner = Owner::Range { slot };
+        let queued = match kind {
+            RangeKind::Discard => self.ioq.queue_discard(range.offset, range.len, owner),
+            RangeKind::WriteZeroes => {
+                let unmap = if range.unmap {
+                    Unmap::Allowed
+                } else {
+                    Unmap::Forbidden
+                };
+                // As every write; see `buffers.rs`.
+                let durability = Durability::WriteBack;
+                self.ioq
+                    .queue_write_zeroes(range.offset, range.len, unmap, durability, owner)
+            }
+        };
+        match queued {
+            Ok(()) => self.counters.operations.add(1),
+            Err(error) => self.done.push_back((error.into_owner(), Outcome::Failed)),
+        }
+        true
+    }
+
     fn work_of(&mut self, transfer: Transfer) -> Work {
         match transfer {
             Transfer::Read => Work::Read,
@@ -365,7 +464,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             }
             Err(error) => {
                 self.syncs += 1;
-                self.done.push_back((error.into_owner(), false));
+                self.done.push_back((error.into_owner(), Outcome::Failed));
             }
         }
     }
@@ -384,10 +483,18 @@ impl<M: GuestMemoryBackend> Executor<M> {
     }
 
     /// Ends `first` and those linked to it, or has them wait for the fdatasync they need.
-    fn transfer_done(&mut self, first: SlotId, ok: bool, finished: &mut impl FnMut(Finished)) {
+    fn transfer_done(
+        &mut self,
+        first: SlotId,
+        outcome: Outcome,
+        finished: &mut impl FnMut(Finished),
+    ) {
         let is_write = |request: &Request<M>| matches!(request.work, Work::Write(_));
-        if !(ok && self.write_through && self.slots.get(first).is_some_and(is_write)) {
-            self.finish_all(first, ok, finished);
+        let unstable = outcome == Outcome::Done
+            && self.write_through
+            && self.slots.get(first).is_some_and(is_write);
+        if !unstable {
+            self.finish_all(first, outcome, finished);
             return;
         }
         let mut last = first;
@@ -415,10 +522,11 @@ impl<M: GuestMemoryBackend> Executor<M> {
             if let Err(error) = result {
                 tracing::debug!(%error, "an operation failed");
             }
-            done.push_back((owner, result.is_ok()));
+            let outcome = Outcome::of(&owner, &result);
+            done.push_back((owner, outcome));
         });
-        while let Some((owner, ok)) = self.done.pop_front() {
-            self.operation_done(owner, ok, &mut finished);
+        while let Some((owner, outcome)) = self.done.pop_front() {
+            self.operation_done(owner, outcome, &mut finished);
         }
         count
     }
@@ -428,7 +536,13 @@ impl<M: GuestMemoryBackend> Executor<M> {
         !self.done.is_empty() || self.ioq.completions_pending()
     }
 
-    fn operation_done(&mut self, owner: Owner<M>, ok: bool, finished: &mut impl FnMut(Finished)) {
+    fn operation_done(
+        &mut self,
+        owner: Owner<M>,
+        outcome: Outcome,
+        finished: &mut impl FnMut(Finished),
+    ) {
+        let ok = outcome == Outcome::Done;
         match owner {
             Owner::Guest { first, .. } => {
                 let single = self
@@ -438,16 +552,22 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 if !ok && !single {
                     self.retry_singly(first);
                 } else {
-                    self.transfer_done(first, ok, finished);
+                    self.transfer_done(first, outcome, finished);
+                }
+            }
+            Owner::Range { slot } => {
+                if !(ok && self.next_range(slot)) {
+                    self.transfer_done(slot, outcome, finished);
                 }
             }
             Owner::Sync { first } => {
                 self.syncs -= 1;
-                self.finish_all(first, ok, finished);
+                self.finish_all(first, outcome, finished);
             }
             Owner::Bounce { slot, buffer } => {
                 if let Some(ok) = self.bounce_round_done(slot, buffer, ok) {
-                    self.transfer_done(slot, ok, finished);
+                    let outcome = if ok { Outcome::Done } else { Outcome::Failed };
+                    self.transfer_done(slot, outcome, finished);
                 }
             }
         }
@@ -478,13 +598,13 @@ impl<M: GuestMemoryBackend> Executor<M> {
                         first: slot,
                         _memory: memory,
                     };
-                    self.done.push_back((owner, false));
+                    self.done.push_back((owner, Outcome::Failed));
                 }
             }
         }
     }
 
-    fn finish_all(&mut self, first: SlotId, ok: bool, finished: &mut impl FnMut(Finished)) {
+    fn finish_all(&mut self, first: SlotId, outcome: Outcome, finished: &mut impl FnMut(Finished)) {
         let losses = SigbusGuard::losses();
         let mut next = Some(first);
         while let Some(slot) = next {
@@ -492,18 +612,22 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 return;
             };
             // The kernel may have gone on where the memory had not been noticed to be gone.
-            let ok = ok && !(losses != request.losses && self.buffers.is_lost(slot));
+            let lost = losses != request.losses && self.buffers.is_lost(slot);
             self.buffers.clear(slot);
             next = request.next;
             self.bytes_in_flight -= request.len;
             if let Work::Write(epoch) = request.work {
                 self.flushes.write_finished(epoch);
             }
-            let (status, written) = match (ok, request.work) {
-                (true, Work::Read) => (Status::Ok, request.writable_data),
-                (true, Work::Write(_) | Work::UnstableWrite | Work::Flush) => (Status::Ok, 0),
+            let (status, written) = match (outcome, request.work) {
                 // Part of a failed read may have been written; 0 promises nothing.
-                (false, _) => (Status::IoErr, 0),
+                (Outcome::Failed, _) => (Status::IoErr, 0),
+                _ if lost => (Status::IoErr, 0),
+                (Outcome::Unsupported, _) => (Status::Unsupported, 0),
+                (Outcome::Done, Work::Read) => (Status::Ok, request.writable_data),
+                (Outcome::Done, Work::Write(_) | Work::UnstableWrite | Work::Flush) => {
+                    (Status::Ok, 0)
+                }
             };
             self.write_status(&request.memory, request.status, status);
             finished(Finished {
@@ -542,7 +666,9 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         match queued {
             Ok(()) => self.counters.operations.add(1),
-            Err(buffer) => self.done.push_back((Owner::Bounce { slot, buffer }, false)),
+            Err(buffer) => self
+                .done
+                .push_back((Owner::Bounce { slot, buffer }, Outcome::Failed)),
         }
     }
 
@@ -639,7 +765,7 @@ fn queue_merged<M: GuestMemoryBackend>(
     ioq: &mut IoQueue<Owner<M>>,
     counters: &Counters,
     any_lost: bool,
-    done: &mut VecDeque<(Owner<M>, bool)>,
+    done: &mut VecDeque<(Owner<M>, Outcome)>,
 ) {
     // Tags are slots; see `start`.
     let ids = merged
@@ -672,7 +798,7 @@ fn queue_merged<M: GuestMemoryBackend>(
                 first,
                 _memory: memory,
             },
-            false,
+            Outcome::Failed,
         ));
     }
 }

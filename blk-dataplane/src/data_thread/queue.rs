@@ -9,6 +9,7 @@ use vring::{Chain, Head, PopError, RingAddresses, SplitQueue};
 
 use super::{CacheFeatures, Notifier};
 use crate::counters::Counters;
+use crate::request::Accepted;
 
 pub(super) struct QueueState<M: GuestMemoryBackend> {
     /// Its number on the device.
@@ -24,6 +25,7 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     pub(super) enabled: bool,
     /// What the driver took of it.
     pub(super) cache: CacheFeatures,
+    pub(super) accepted: Accepted,
     /// The guest has been asked to kick; cleared by the kick.
     pub(super) armed: bool,
     /// There may be more in the ring, but no room for it.
@@ -59,6 +61,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
         ring: SplitQueue<M>,
         addresses: RingAddresses,
         cache: CacheFeatures,
+        accepted: Accepted,
     ) -> Self {
         Self {
             index,
@@ -69,6 +72,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
             err: None,
             enabled: false,
             cache,
+            accepted,
             armed: false,
             starved: false,
             stopping: None,

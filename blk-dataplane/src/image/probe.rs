@@ -10,6 +10,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
+use nix::fcntl::{FallocateFlags, fallocate};
+
 nix::ioctl_read_bad!(blkgetsize64, BLKGETSIZE64, u64);
 nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), libc::c_int);
 
@@ -83,6 +85,39 @@ pub(super) fn file_hints(file: &File) -> io::Result<IoHints> {
     })
 }
 
+/// Whether a block device can discard, and in units of how many bytes.
+pub(super) fn block_device_discard(file: &File) -> io::Result<Option<u32>> {
+    let device = file.metadata()?.rdev();
+    let number = |name| queue_attribute(device, name).filter(|&bytes| bytes > 0);
+    Ok(number("discard_max_bytes").and_then(|_| number("discard_granularity")))
+}
+
+/// Whether holes can be punched into a file, and in units of how many bytes.
+pub(super) fn file_discard(file: &File) -> io::Result<Option<u32>> {
+    let metadata = file.metadata()?;
+    let block = metadata.blksize().max(1);
+    // Behind the end, where nothing is: file systems that cannot do it say so all the same.
+    let behind = metadata.len().next_multiple_of(block);
+    let (Ok(offset), Ok(len)) = (libc::off_t::try_from(behind), libc::off_t::try_from(block))
+    else {
+        return Ok(None);
+    };
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let possible = fallocate(file, mode, offset, len).is_ok();
+    Ok(possible.then(|| u32::try_from(block).unwrap_or(u32::MAX)))
+}
+
+/// A number that the kernel tells about a block device's queue.
+fn queue_attribute(device: libc::dev_t, name: &str) -> Option<u32> {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    // A partition has no queue of its own: its disk's is one level up.
+    ["queue", "../queue"].into_iter().find_map(|queue| {
+        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/{name}");
+        let number: u64 = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        Some(u32::try_from(number).unwrap_or(u32::MAX))
+    })
+}
+
 /// Alignment that direct I/O on a file demands, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DioAlignment {
@@ -138,13 +173,7 @@ pub(super) fn dio_alignment(file: &File) -> DioAnswer {
 /// beyond a sector.
 pub(super) fn disk_alignment(file: &File) -> io::Result<DioAlignment> {
     let device = file.metadata()?.dev();
-    let (major, minor) = (libc::major(device), libc::minor(device));
-    // A partition has no queue of its own: its disk's is one level up.
-    let block_size = ["queue", "../queue"].into_iter().find_map(|queue| {
-        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/logical_block_size");
-        std::fs::read_to_string(path).ok()?.trim().parse().ok()
-    });
-    let bytes = block_size.unwrap_or(512);
+    let bytes = queue_attribute(device, "logical_block_size").unwrap_or(512);
     Ok(DioAlignment {
         memory: bytes,
         offset: bytes,

@@ -1,5 +1,6 @@
 //! The image underneath: its size, its end, what flush and merging make of it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -7,8 +8,8 @@ use blk_dataplane::{Backing, Caching, Device, DeviceOptions, Image, ImageError, 
 
 use crate::support::embedded::{Embedded, single};
 use crate::support::pattern;
-use crate::support::queue::{BLK_FLUSH, FEATURES};
-use crate::support::request::{Framing, IOERR, OK, Request};
+use crate::support::queue::{BLK_DISCARD, BLK_FLUSH, BLK_WRITE_ZEROES, FEATURES};
+use crate::support::request::{DISCARD, Framing, IOERR, OK, Request, WRITE_ZEROES};
 use crate::support::scratch::{KINDS, Kind, Scratch, on_threads};
 
 const DISK: usize = 1 << 20;
@@ -359,7 +360,7 @@ fn block_device_is_served_in_its_own_blocks() {
         let told = config.read(20, 4).unwrap();
         assert_eq!(told, block_size.to_le_bytes(), "blk_size");
 
-        let (_vmm, mut queue) = single(&device);
+        let (mut vmm, mut queue) = single(&device);
         let data = pattern(7, 8192);
         assert_eq!(queue.answer(&Request::write(16, &data)), (Some(OK), 1));
         assert_eq!(queue.answer(&Request::flush()), (Some(OK), 1));
@@ -370,5 +371,27 @@ fn block_device_is_served_in_its_own_blocks() {
         // Half a block of 4096 would be a read-modify-write.
         let half = queue.answer(&Request::write(1, &data[..512])).0;
         assert_eq!(half == Some(OK), block_size == 512);
+
+        // The loop driver punches holes.
+        let both = BLK_DISCARD | BLK_WRITE_ZEROES;
+        assert_eq!(device.features() & both, both);
+        let mut ranges = vmm.queue_with(1, 16, FEATURES | both);
+        let blocks = || file.as_file().metadata().unwrap().blocks();
+        let filled = ranges.answer(&Request::write(1024, &pattern(8, 64 * 1024)));
+        assert_eq!(filled, (Some(OK), 1));
+        let zeroes = Request::ranges(WRITE_ZEROES, &[(1024, 64, 0)]);
+        assert_eq!(ranges.answer(&zeroes), (Some(OK), 1));
+        assert_eq!(ranges.answer(&Request::flush()), (Some(OK), 1));
+        let before = blocks();
+        let content = std::fs::read(file.path()).unwrap();
+        assert!(
+            content[1024 * 512..1088 * 512]
+                .iter()
+                .all(|&byte| byte == 0)
+        );
+        assert!(content[1088 * 512..1152 * 512] == pattern(8, 64 * 1024)[32 * 1024..]);
+        let discard = Request::ranges(DISCARD, &[(1088, 64, 0)]);
+        assert_eq!(ranges.answer(&discard), (Some(OK), 1));
+        assert_eq!(before - blocks(), 64);
     }
 }

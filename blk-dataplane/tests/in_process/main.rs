@@ -20,6 +20,7 @@ mod lost_memory;
 mod model;
 #[cfg(feature = "vhost-user")]
 mod protocol;
+mod ranges;
 mod requests;
 mod rings;
 mod threads;

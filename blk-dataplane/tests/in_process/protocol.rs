@@ -32,11 +32,9 @@ fn offers_what_the_device_does_and_no_more() {
         // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1.
         let bits = [2, 6, 9, 10, 12, 28, 29, 30, 32];
         let expected = bits.iter().fold(0, |mask, bit| mask | 1 << bit);
-        // RO, or else CONFIG_WCE.
-        assert_eq!(
-            features,
-            expected | if read_only { 1 << 5 } else { 1 << 11 }
-        );
+        // RO, or else CONFIG_WCE, DISCARD, WRITE_ZEROES.
+        let writes = 1 << 11 | 1 << 13 | 1 << 14;
+        assert_eq!(features, expected | if read_only { 1 << 5 } else { writes });
         let protocol = wire
             .ask(crate::support::wire::GET_PROTOCOL_FEATURES, &[])
             .value();

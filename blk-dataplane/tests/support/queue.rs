@@ -20,6 +20,8 @@ pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
 pub(crate) const BLK_FLUSH: u64 = 1 << 9;
 pub(crate) const CONFIG_WCE: u64 = 1 << 11;
+pub(crate) const BLK_DISCARD: u64 = 1 << 13;
+pub(crate) const BLK_WRITE_ZEROES: u64 = 1 << 14;
 /// What the tests negotiate unless they say otherwise.
 pub(crate) const FEATURES: u64 = VERSION_1 | INDIRECT | EVENT_IDX | BLK_FLUSH;
 

@@ -51,6 +51,18 @@ impl Request {
         Self::new(FLUSH, 0, &[], 0)
     }
 
+    /// A discard or write-zeroes of segments: sector, sectors, flags.
+    pub(crate) fn ranges(kind: u32, segments: &[(u64, u32, u32)]) -> Self {
+        let mut data = Vec::new();
+        for (sector, sectors, flags) in segments {
+            data.extend_from_slice(&sector.to_le_bytes());
+            data.extend_from_slice(&sectors.to_le_bytes());
+            data.extend_from_slice(&flags.to_le_bytes());
+        }
+        // A sector of the request itself means nothing.
+        Self::new(kind, 77, &data, 0)
+    }
+
     pub(crate) fn get_id(len: usize) -> Self {
         Self::new(GET_ID, 0, &[], len)
     }

@@ -282,11 +282,15 @@ impl<'a> Rig<'a> {
         assert_eq!(after.unsupported - before.unsupported, ended(2));
         assert_eq!(after.ring_faults, before.ring_faults);
         assert_eq!(after.lost_statuses, before.lost_statuses);
+        // Write-through without FLUSH: then writes need one too.
+        let through = self.features & 1 << 9 == 0;
         let flushes = count(|p| matches!(p.effect, Effect::Flush));
+        let writes = count(|p| matches!(p.effect, Effect::Write { .. }));
+        let stable = flushes + if through { writes } else { 0 };
         let syncs = after.syncs - before.syncs;
         assert!(
-            syncs <= flushes && (flushes == 0 || syncs > 0),
-            "{syncs} for {flushes} flushes"
+            syncs <= stable && (stable == 0 || syncs > 0),
+            "{syncs} for {flushes} flushes, {writes} writes, write-through: {through}"
         );
     }
 

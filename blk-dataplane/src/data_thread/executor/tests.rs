@@ -1,6 +1,6 @@
 use event_poll::EventPoll;
 use virtio_bindings::virtio_blk as blk;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Address, GuestMemoryMmap};
 use vring::driver::{SplitDriver, SplitLayout};
 use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, Segment, SplitQueue};
 
@@ -67,15 +67,30 @@ impl Rig {
         if kind == blk::VIRTIO_BLK_T_OUT {
             readable.push(segment(DATA, 512));
         }
+        if kind == blk::VIRTIO_BLK_T_DISCARD {
+            // Two segments, of 8 sectors each.
+            for segment in [DATA, DATA.unchecked_add(16)] {
+                self.memory
+                    .write_obj(8u32.to_le(), segment.unchecked_add(8))
+                    .unwrap();
+            }
+            readable.push(segment(DATA, 32));
+        }
         let mut writable = vec![segment(STATUS, 1)];
         if kind == blk::VIRTIO_BLK_T_IN {
             writable.insert(0, segment(DATA, 512));
         }
         self.guest.add_chain(&readable, &writable).unwrap();
         self.guest.publish();
+        let accepted = Accepted {
+            discard: true,
+            write_zeroes: true,
+        };
         let map = MemoryRef::new(Arc::clone(&self.memory));
         let head = self.ring.pop(&mut self.chain).unwrap().unwrap();
-        let started = self.executor.start(0, head, &mut self.chain, &map);
+        let started = self
+            .executor
+            .start(0, accepted, head, &mut self.chain, &map);
         assert!(matches!(started, Started::InFlight));
     }
 
@@ -92,8 +107,9 @@ impl Rig {
         used
     }
 
-    /// All operations submitted end with `outcome`, whatever the null engine says.
-    fn end_all(&mut self, outcome: bool) -> Vec<u32> {
+    /// All operations submitted end well or not, whatever the null engine says.
+    fn end_all(&mut self, ok: bool) -> Vec<u32> {
+        let outcome = outcome_of(ok);
         let mut owners = Vec::new();
         self.executor.ioq.reap(|owner, _| owners.push(owner));
         let mut used = Vec::new();
@@ -109,6 +125,10 @@ impl Rig {
     fn status(&self) -> u8 {
         self.memory.read_obj(STATUS).unwrap()
     }
+}
+
+fn outcome_of(ok: bool) -> Outcome {
+    if ok { Outcome::Done } else { Outcome::Failed }
 }
 
 #[test]
@@ -227,12 +247,12 @@ fn b30_write_through_writes_complete_behind_one_fdatasync_for_all_of_them() {
         let sync = owners.pop().unwrap();
         let write = owners.pop().unwrap();
         let nothing = &mut |_: Finished| panic!("not stable");
-        rig.executor.operation_done(write, true, nothing);
+        rig.executor.operation_done(write, Outcome::Done, nothing);
         rig.submit();
         assert_eq!(syncs(&rig), 1);
         let mut ended = 0;
         rig.executor
-            .operation_done(sync, outcome, &mut |_| ended += 1);
+            .operation_done(sync, outcome_of(outcome), &mut |_| ended += 1);
         assert_eq!((ended, rig.status()), (3, status as u8));
         rig.submit();
         assert_eq!(syncs(&rig), 2);
@@ -286,4 +306,42 @@ fn b30_failed_write_is_answered_without_an_fdatasync_and_reads_never_wait_for_on
     assert_eq!(rig.reap(), [513]);
     rig.submit();
     assert_eq!(rig.counters.snapshot().syncs, 0);
+}
+
+#[test]
+fn discard_that_the_host_cannot_do_is_unsupported_and_one_that_fails_is_ioerr() {
+    for (outcome, status) in [
+        (Outcome::Unsupported, Status::Unsupported),
+        (Outcome::Failed, Status::IoErr),
+    ] {
+        let mut rig = Rig::alone();
+        rig.start(blk::VIRTIO_BLK_T_DISCARD);
+        rig.submit();
+        let mut owners = Vec::new();
+        rig.executor.ioq.reap(|owner, _| owners.push(owner));
+        assert_eq!(owners.len(), 1, "one range at a time");
+        let mut ended = 0;
+        for owner in owners {
+            rig.executor
+                .operation_done(owner, outcome, &mut |_| ended += 1);
+        }
+        // The second range is not tried any more.
+        assert_eq!((ended, rig.status()), (1, status as u8));
+        assert_eq!(rig.executor.in_flight(), 0);
+    }
+}
+
+#[test]
+fn flush_waits_for_all_ranges_of_a_discard() {
+    let mut rig = Rig::alone();
+    rig.start(blk::VIRTIO_BLK_T_DISCARD);
+    rig.start(blk::VIRTIO_BLK_T_FLUSH);
+    rig.submit();
+    assert!(rig.reap().is_empty());
+    rig.submit();
+    assert_eq!(rig.counters.snapshot().syncs, 0);
+    assert_eq!(rig.reap(), [1]);
+    rig.submit();
+    assert_eq!(rig.counters.snapshot().syncs, 1);
+    assert_eq!(rig.reap(), [1]);
 }
