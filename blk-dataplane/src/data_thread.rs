@@ -23,6 +23,7 @@ mod queue;
 mod range_table;
 mod slots;
 mod sync;
+mod trace_points;
 
 use std::sync::Arc;
 
@@ -42,7 +43,7 @@ use self::slots::SlotId;
 
 pub(crate) use self::command::{CacheFeatures, Command, QueueParts};
 
-use crate::counters::Counters;
+use crate::counters::{Counters, QueueCounters};
 use crate::device::Device;
 use crate::notifier::Notifier;
 
@@ -101,6 +102,7 @@ pub(crate) struct ThreadParts<M: GuestMemoryBackend> {
     pub(crate) poll: EventPoll,
     pub(crate) commands: Receiver<Command<M>>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) queue_counters: Arc<[QueueCounters]>,
     /// Which of the device's threads it is.
     pub(crate) number: Peer,
     pub(crate) desks: Arc<Desks<Stopper>>,
@@ -142,6 +144,8 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     writeback: bool,
     drains: Vec<Drain>,
     counters: Arc<Counters>,
+    queue_counters: Arc<[QueueCounters]>,
+    number: Peer,
 }
 
 impl<M: GuestMemoryBackend> DataThread<M> {
@@ -153,12 +157,13 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             mut poll,
             commands,
             counters,
+            queue_counters,
             number,
             desks,
             paused,
             writeback,
         } = parts;
-        let executor = Executor::new(&device, Arc::clone(&counters))?;
+        let executor = Executor::new(&device, Arc::clone(&counters), Arc::clone(&queue_counters))?;
         if let Some(fd) = executor.ioq().completion_fd() {
             poll.add(fd, COMPLETIONS)?;
         }
@@ -179,6 +184,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             writeback,
             drains: Vec::new(),
             counters,
+            queue_counters,
+            number,
         })
     }
 
@@ -188,7 +195,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     /// Runs until told to exit, then has nothing in flight.
     pub(crate) fn run(mut self) {
-        tracing::debug!("data thread started");
+        trace_points::start(self.number);
+        tracing::debug!(thread = self.number, "data thread started");
         loop {
             while let Ok(command) = self.commands.try_recv() {
                 self.command(command);
@@ -212,7 +220,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.sleep();
             }
         }
-        tracing::debug!("data thread stopped");
+        tracing::debug!(thread = self.number, "data thread stopped");
+        trace_points::stop(self.number);
     }
 
     /// Fetches from every queue that may have something. True if any had.
@@ -250,6 +259,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             memory,
             chain,
             counters,
+            queue_counters,
             ..
         } = self;
         let Some(queue) = queues[index]
@@ -258,12 +268,13 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         else {
             return false;
         };
+        let of_queue = &queue_counters[index].requests;
         for fetched in 0..BATCH_MAX {
             if !executor.has_room() {
                 queue.starved = true;
                 return fetched > 0;
             }
-            match queue.pop(chain, counters) {
+            match queue.pop(chain, counters, of_queue) {
                 Fetched::Chain(head) => {
                     match executor.start(queue.index, queue.accepted, head, chain, memory) {
                         Started::InFlight => {}
@@ -278,6 +289,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 Fetched::BadChain(head) => {
                     queue.push(head, 0);
                     counters.bad_chains.add(1);
+                    of_queue.bad_chains.add(1);
                 }
                 Fetched::Nothing => return fetched > 0,
             }
@@ -475,7 +487,7 @@ mod tests {
     use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, SplitQueue};
 
     use super::*;
-    use crate::device::{Backing, DeviceOptions};
+    use crate::device::{Backing, DEFAULT_NUM_QUEUES, DeviceOptions};
     use crate::request::Accepted;
 
     type Memory = GuestMemoryMmap<()>;
@@ -513,6 +525,9 @@ mod tests {
             poll,
             commands: receiver,
             counters: Arc::new(Counters::default()),
+            queue_counters: (0..DEFAULT_NUM_QUEUES)
+                .map(|_| QueueCounters::default())
+                .collect(),
             number: 0,
             desks: Arc::new(Desks::new(1)),
             paused: false,

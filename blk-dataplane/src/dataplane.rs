@@ -12,7 +12,7 @@ use vm_memory::GuestMemoryBackend;
 use vring::{QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, SplitQueue};
 
 use crate::config_space::{ConfigSpace, written_writeback};
-use crate::counters::{CounterSnapshot, Counters};
+use crate::counters::{CounterSnapshot, Counters, QueueCounters, QueueSnapshot};
 use crate::data_thread::peers::Desks;
 use crate::data_thread::{CacheFeatures, Command, DataThread, QueueParts, StartError, ThreadParts};
 use crate::device::{Backing, Device, ResizeError, Resized, bit};
@@ -191,6 +191,8 @@ pub struct DataPlane<M: GuestMemoryBackend + Send + Sync + 'static> {
     threads: Box<[Option<ThreadHandle<M>>]>,
     desks: Arc<Desks<Stopper>>,
     running: Box<[bool]>,
+    /// Of each queue.
+    queue_counters: Arc<[QueueCounters]>,
     paused: bool,
     /// The configuration space's `writeback`.
     writeback: bool,
@@ -233,6 +235,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             threads: (0..threads).map(|_| None).collect(),
             desks: Arc::new(Desks::new(threads)),
             running: vec![false; usize::from(device.num_queues())].into_boxed_slice(),
+            queue_counters: (0..device.num_queues())
+                .map(|_| QueueCounters::default())
+                .collect(),
             paused: false,
             writeback: true,
         };
@@ -257,6 +262,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             poll,
             commands: receiver,
             counters: Arc::clone(&counters),
+            queue_counters: Arc::clone(&self.queue_counters),
             number: place,
             desks: Arc::clone(&self.desks),
             paused: self.paused,
@@ -566,6 +572,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         threads.fold(CounterSnapshot::default(), |sum, thread| {
             sum.plus(&thread.counters.snapshot())
         })
+    }
+
+    /// A reading of the counters of queue `index`, over all its runs; `None` if there is no such queue.
+    #[must_use]
+    pub fn queue_counters(&self, index: u16) -> Option<QueueSnapshot> {
+        let counters = self.queue_counters.get(usize::from(index))?;
+        Some(counters.snapshot())
     }
 
     /// Completes everything in flight, ends the data threads and writes the image out.

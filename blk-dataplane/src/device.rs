@@ -84,6 +84,9 @@ pub struct DeviceOptions {
     /// Let the guest give storage back to the host, by discarding or by zeroing what it does not need, where
     /// the backing can take it. Off for an image that is to keep the space it was given.
     pub discard: bool,
+    /// Measure how long requests take. Costs two readings of the clock per batch, some 25 ns each where the
+    /// processor's own is used.
+    pub latencies: bool,
     /// Data threads, and which of them serves which queue.
     pub threads: ThreadOptions,
     /// Longest time a data thread looks for work before it sleeps, at most [`POLL_MAX_LIMIT`]; zero:
@@ -100,6 +103,7 @@ impl Default for DeviceOptions {
             queue_size: DEFAULT_QUEUE_SIZE,
             block_size: None,
             discard: true,
+            latencies: true,
             threads: ThreadOptions::default(),
             poll_max: DEFAULT_POLL_MAX,
         }
@@ -229,6 +233,7 @@ pub struct Device {
     cpus: Arc<[u16]>,
     block_size: u32,
     ranges: RangeLimits,
+    latencies: bool,
     capacity: Arc<Capacity>,
 }
 
@@ -268,6 +273,7 @@ impl Device {
             cpus: options.threads.cpus.as_slice().into(),
             block_size,
             ranges,
+            latencies: options.latencies,
             capacity: Arc::new(Capacity::new(capacity)),
         })
     }
@@ -422,6 +428,10 @@ impl Device {
             Backing::Image(image) => image.is_read_only(),
             Backing::Null { .. } => false,
         }
+    }
+
+    pub(crate) fn latencies(&self) -> bool {
+        self.latencies
     }
 
     pub(crate) fn serial(&self) -> &[u8; ID_LEN] {

@@ -31,6 +31,7 @@
 //! - `vhost-user`: the vhost-user-blk server, module `vhost_user`.
 
 mod capacity;
+mod clock;
 mod config_space;
 mod counters;
 mod data_thread;
@@ -47,7 +48,9 @@ pub mod vhost_user;
 // The public interface is:
 pub use capacity::ConfigSubscription;
 pub use config_space::{CONFIG_SPACE_LEN, ConfigSpace};
-pub use counters::CounterSnapshot;
+pub use counters::{
+    CounterSnapshot, LATENCY_BUCKETS, LatencyHistogram, QueueSnapshot, RequestSnapshot,
+};
 pub use data_thread::StartError;
 pub use dataplane::{ConfigError, DataPlane, Gone, QueueError, QueueSetup, StopError};
 pub use device::{

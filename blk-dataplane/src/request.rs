@@ -152,6 +152,11 @@ fn range(sector: u64, len: u64, geometry: &Geometry) -> Result<(u64, u64), Statu
     Ok((offset, len))
 }
 
+/// The type in a header.
+pub(crate) fn kind_of(header: &[u8; HEADER_LEN]) -> u32 {
+    split_header(header).0
+}
+
 /// `type` and `sector`; the word between them is the ignored ioprio (B25).
 fn split_header(header: &[u8; HEADER_LEN]) -> (u32, u64) {
     let [t0, t1, t2, t3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = *header;

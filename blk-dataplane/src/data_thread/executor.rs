@@ -20,9 +20,11 @@ use super::flush::Flushes;
 use super::peers::Seat;
 use super::range_table::RangeTable;
 use super::slots::{Request, Slots, Work};
+use super::trace_points;
 use super::{SlotId, StartError};
 use crate::capacity::Capacity;
-use crate::counters::Counters;
+use crate::clock::Clock;
+use crate::counters::{Counters, QueueCounters, RequestKind};
 use crate::device::{Backing, Device};
 use crate::ranges::{self, Range, RangeKind, SEGMENT_LEN, SEGMENTS_MAX};
 use crate::request::{self, Accepted, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
@@ -126,10 +128,29 @@ pub(super) struct Executor<M> {
     capacity: Arc<Capacity>,
     serial: [u8; ID_LEN],
     counters: Arc<Counters>,
+    queue_counters: Arc<[QueueCounters]>,
+    clock: Clock,
+    /// When the first request of the batch was popped.
+    batch_began: Option<u64>,
+    /// When completions were last reaped.
+    reaped: Option<u64>,
+    /// What is being started.
+    current: Current,
+}
+
+/// The request being started, for whoever counts it.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    queue: u16,
+    kind: RequestKind,
 }
 
 impl<M: GuestMemoryBackend> Executor<M> {
-    pub(super) fn new(device: &Device, counters: Arc<Counters>) -> Result<Self, StartError> {
+    pub(super) fn new(
+        device: &Device,
+        counters: Arc<Counters>,
+        queue_counters: Arc<[QueueCounters]>,
+    ) -> Result<Self, StartError> {
         let config = ioq::Config {
             depth: IN_FLIGHT_MAX,
             max_segments: OPERATION_SEGMENTS_MAX,
@@ -172,6 +193,14 @@ impl<M: GuestMemoryBackend> Executor<M> {
             capacity: device.capacity_in_force(),
             serial: *device.serial(),
             counters,
+            queue_counters,
+            clock: Clock::new(device.latencies()),
+            batch_began: None,
+            reaped: None,
+            current: Current {
+                queue: 0,
+                kind: RequestKind::Other,
+            },
         })
     }
 
@@ -218,6 +247,15 @@ impl<M: GuestMemoryBackend> Executor<M> {
         chain: &mut Chain,
         memory: &MemoryRef<M>,
     ) -> Started {
+        trace_points::process_request(queue, &head, chain);
+        self.current = Current {
+            queue,
+            kind: RequestKind::Other,
+        };
+        // Once per batch: its requests were popped within microseconds.
+        if self.batch_began.is_none() {
+            self.batch_began = self.clock.now();
+        }
         // §5.2.6: the status is the last writable byte, wherever the driver cut its buffers.
         let Some(status) = status_byte(chain).filter(|&addr| is_mapped(memory.map(), addr)) else {
             return self.bad_chain(head);
@@ -239,6 +277,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         if self.was_lost(chain, memory.map()) {
             return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
         }
+        self.current.kind = RequestKind::of(request::kind_of(&header));
         let data = DataLen {
             readable: chain.readable_len() - HEADER_LEN as u64,
             writable: writable_data,
@@ -258,8 +297,8 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 let Some(slot) = self.slots.claim() else {
                     return Started::NoRoom(head);
                 };
-                let request = Request::new(queue, head, status, memory, writable_data, self.losses);
-                self.slots.fill(slot, request);
+                let request = Request::new(queue, head, status, memory, writable_data);
+                self.fill_slot(slot, request);
                 self.flushes.push(slot);
                 return Started::InFlight;
             }
@@ -296,8 +335,8 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         self.bytes_in_flight += len;
         let work = self.work_of(transfer);
-        let request = Request::new(queue, head, status, memory, writable_data, self.losses);
-        self.slots.fill(
+        let request = Request::new(queue, head, status, memory, writable_data);
+        self.fill_slot(
             slot,
             Request {
                 work,
@@ -369,8 +408,8 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         // A flush covers it as it does a write.
         let work = self.work_of(Transfer::Write);
-        let request = Request::new(queue, head, status, memory, writable_data, self.losses);
-        self.slots.fill(slot, Request { work, ..request });
+        let request = Request::new(queue, head, status, memory, writable_data);
+        self.fill_slot(slot, Request { work, ..request });
         self.ranges.fill(slot, kind, ranges, count);
         self.next_range(slot);
         Started::InFlight
@@ -403,6 +442,26 @@ impl<M: GuestMemoryBackend> Executor<M> {
         true
     }
 
+    /// Takes the request being started on.
+    fn fill_slot(&mut self, slot: SlotId, request: Request<M>) {
+        let Current { queue, kind } = self.current;
+        self.of_queue(queue).requests.of(kind).add(1);
+        let (losses, popped) = (self.losses, self.batch_began);
+        self.slots.fill(
+            slot,
+            Request {
+                losses,
+                kind,
+                popped,
+                ..request
+            },
+        );
+    }
+
+    fn of_queue(&self, queue: u16) -> &QueueCounters {
+        &self.queue_counters[usize::from(queue)]
+    }
+
     fn work_of(&mut self, transfer: Transfer) -> Work {
         match transfer {
             Transfer::Read => Work::Read,
@@ -413,6 +472,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
     /// Hands everything started since the last call to the kernel: merged, in one system call.
     /// `seat` is the thread's place among its peers.
     pub(super) fn submit(&mut self, seat: &mut Seat<Stopper>) {
+        self.batch_began = None;
         self.submit_plugged();
         self.flushes.confer(seat);
         self.start_sync();
@@ -525,6 +585,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
             let outcome = Outcome::of(&owner, &result);
             done.push_back((owner, outcome));
         });
+        // Once for all that came back together.
+        self.reaped = if self.done.is_empty() {
+            None
+        } else {
+            self.clock.now()
+        };
         while let Some((owner, outcome)) = self.done.pop_front() {
             self.operation_done(owner, outcome, &mut finished);
         }
@@ -606,6 +672,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
 
     fn finish_all(&mut self, first: SlotId, outcome: Outcome, finished: &mut impl FnMut(Finished)) {
         let losses = SigbusGuard::losses();
+        let now = self.reaped;
         let mut next = Some(first);
         while let Some(slot) = next {
             let Some(request) = self.slots.release(slot) else {
@@ -630,11 +697,29 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 }
             };
             self.write_status(&request.memory, request.status, status);
+            self.count(&request, status, now);
+            let used_len = used_len(written, request.writable_data);
+            let Request { queue, head, .. } = request;
+            trace_points::complete_request(queue, &head, status as u8, used_len);
             finished(Finished {
-                queue: request.queue,
-                head: request.head,
-                used_len: used_len(written, request.writable_data),
+                queue,
+                head,
+                used_len,
             });
+        }
+    }
+
+    fn count(&self, request: &Request<M>, status: Status, now: Option<u64>) {
+        let counters = self.of_queue(request.queue);
+        match (status, request.kind) {
+            (Status::Ok, RequestKind::Read) => counters.requests.bytes_read.add(request.len),
+            (Status::Ok, RequestKind::Write) => counters.requests.bytes_written.add(request.len),
+            (Status::Ok, _) => {}
+            (Status::IoErr, _) => counters.requests.failed.add(1),
+            (Status::Unsupported, _) => counters.requests.unsupported.add(1),
+        }
+        if let (Some(now), Some(popped)) = (now, request.popped) {
+            counters.took(request.kind, now.saturating_sub(popped));
         }
     }
 
@@ -734,10 +819,17 @@ impl<M: GuestMemoryBackend> Executor<M> {
         writable_data: u64,
     ) -> Started {
         self.write_status(memory, addr, status);
-        Started::Finished {
-            head,
-            used_len: used_len(written, writable_data),
+        let Current { queue, kind } = self.current;
+        let counters = &self.of_queue(queue).requests;
+        counters.of(kind).add(1);
+        match status {
+            Status::Ok => {}
+            Status::IoErr => counters.refused.add(1),
+            Status::Unsupported => counters.unsupported.add(1),
         }
+        let used_len = used_len(written, writable_data);
+        trace_points::complete_request(queue, &head, status as u8, used_len);
+        Started::Finished { head, used_len }
     }
 
     fn write_status(&self, memory: &MemoryRef<M>, addr: GuestAddress, status: Status) {
@@ -754,6 +846,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
     /// No status byte to answer in: the head goes back with length 0 and the ring goes on.
     fn bad_chain(&self, head: Head) -> Started {
         self.counters.bad_chains.add(1);
+        self.of_queue(self.current.queue).requests.bad_chains.add(1);
         Started::Finished { head, used_len: 0 }
     }
 }

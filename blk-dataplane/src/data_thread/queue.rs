@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryBackend;
 use vring::{Chain, Head, PopError, RingAddresses, SplitQueue};
 
 use super::{CacheFeatures, Notifier};
-use crate::counters::Counters;
+use crate::counters::{Counters, RequestCounters};
 use crate::request::Accepted;
 
 pub(super) struct QueueState<M: GuestMemoryBackend> {
@@ -84,7 +84,12 @@ impl<M: GuestMemoryBackend> QueueState<M> {
         self.enabled && self.stopping.is_none()
     }
 
-    pub(super) fn pop(&mut self, chain: &mut Chain, counters: &Counters) -> Fetched {
+    pub(super) fn pop(
+        &mut self,
+        chain: &mut Chain,
+        counters: &Counters,
+        of_queue: &RequestCounters,
+    ) -> Fetched {
         match self.ring.pop(chain) {
             Ok(Some(head)) => {
                 self.disarm();
@@ -100,6 +105,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
                 // Reported once per start of the ring: no flood, whatever the guest does.
                 tracing::warn!(%error, "ring stopped until it is set up anew");
                 counters.ring_faults.add(1);
+                of_queue.ring_faults.add(1);
                 self.signal_error();
                 Fetched::Nothing
             }

@@ -5,6 +5,7 @@ use vring::Head;
 
 use super::buffers::MemoryRef;
 use super::flush::Epoch;
+use crate::counters::RequestKind;
 
 /// Index of a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,33 +55,35 @@ pub(super) struct Request<M> {
     pub(super) writable_data: u64,
     /// Losses of memory in this process when its buffers were looked up.
     pub(super) losses: usize,
+    pub(super) kind: RequestKind,
+    /// When it was popped, if that is measured.
+    pub(super) popped: Option<u64>,
     /// The next request of the same operation.
     pub(super) next: Option<SlotId>,
 }
 
 impl<M> Request<M> {
-    /// A flush, unless `work`, `offset` and `len` are set to something else.
+    /// A flush, unless `work`, `kind`, `offset` and `len` are set to something else.
     pub(super) fn new(
         queue: u16,
         head: Head,
         status: GuestAddress,
         memory: &MemoryRef<M>,
         writable_data: u64,
-        losses: usize,
     ) -> Self {
-        let memory = memory.clone();
-        let (work, offset, len, next) = (Work::Flush, 0, 0, None);
         Self {
             queue,
             head,
-            work,
-            offset,
-            len,
+            work: Work::Flush,
+            offset: 0,
+            len: 0,
             status,
-            memory,
+            memory: memory.clone(),
             writable_data,
-            losses,
-            next,
+            losses: 0,
+            kind: RequestKind::Flush,
+            popped: None,
+            next: None,
         }
     }
 }

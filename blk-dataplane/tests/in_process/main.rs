@@ -6,6 +6,7 @@ mod support;
 
 mod bounce;
 mod config;
+mod counters;
 #[cfg(feature = "vhost-user")]
 mod descriptors;
 mod fairness;

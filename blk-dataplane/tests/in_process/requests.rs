@@ -671,3 +671,25 @@ fn d11_indirect_without_the_feature_is_a_bad_chain() {
     assert_eq!((done.status, done.len), (Some(0xee), 0));
     assert_goes_on(&mut queue);
 }
+
+#[test]
+fn b25_ioprio_is_ignored_whatever_it_is() {
+    let content = pattern(25, 1 << 16);
+    let scratch = Scratch::new(Kind::Disk, &content);
+    let (_vmm, mut queue) = single(&scratch.device());
+    let requests = [
+        Request::read(8, 4096),
+        Request::write(8, &content[4096..8192]),
+        Request::flush(),
+        Request::get_id(20),
+    ];
+    for ioprio in [0, 1, 0xffff, 1 << 31, u32::MAX] {
+        for request in &requests {
+            queue.arena.reset();
+            let mut request = request.clone();
+            request.readable[4..8].copy_from_slice(&u32::to_le_bytes(ioprio));
+            assert_eq!(queue.answer(&request).0, Some(OK), "{ioprio:#x}");
+        }
+    }
+    assert!(scratch.content() == content);
+}

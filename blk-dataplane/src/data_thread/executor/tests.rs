@@ -35,7 +35,10 @@ impl Rig {
         let guest = SplitDriver::new(Arc::clone(&memory), addresses, size, features).unwrap();
         let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
         let counters = Arc::new(Counters::default());
-        let mut executor = Executor::new(&device, Arc::clone(&counters)).unwrap();
+        let mut executor = {
+            let queues = [QueueCounters::default()].into_iter().collect();
+            Executor::new(&device, Arc::clone(&counters), queues).unwrap()
+        };
         executor.set_write_through(false);
         let config = QueueConfig {
             size,
@@ -344,4 +347,19 @@ fn flush_waits_for_all_ranges_of_a_discard() {
     rig.submit();
     assert_eq!(rig.counters.snapshot().syncs, 1);
     assert_eq!(rig.reap(), [1]);
+}
+
+#[test]
+fn z5_status_that_cannot_be_written_is_counted_and_the_request_ends() {
+    let mut rig = Rig::alone();
+    rig.start(blk::VIRTIO_BLK_T_OUT);
+    rig.start(blk::VIRTIO_BLK_T_OUT);
+    let slot = SlotId::from_tag(0).unwrap();
+    // As if the memory had gone since the pop.
+    rig.executor.slots.get_mut(slot).unwrap().status = GuestAddress(u64::MAX);
+    rig.submit();
+    assert_eq!(rig.reap(), [1, 1]);
+    assert_eq!(rig.counters.snapshot().lost_statuses, 1);
+    assert_eq!(rig.status(), Status::Ok as u8, "the other one");
+    assert_eq!(rig.executor.in_flight(), 0);
 }
