@@ -131,6 +131,8 @@ impl Arguments {
             queue_size: self.queue_size,
             block_size: self.block_size,
             discard: !self.no_discard,
+            // Nobody could read them.
+            latencies: false,
             threads: ThreadOptions {
                 count: self.num_threads,
                 queues: self.queue_threads.clone(),
