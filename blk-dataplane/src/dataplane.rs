@@ -1,5 +1,8 @@
 //! The handle by which a VMM or the vhost-user server runs a device.
 
+mod config;
+mod error;
+
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -7,15 +10,15 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use event_poll::{EventNotifier, EventPoll, Stopper};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use virtio_bindings::virtio_blk as blk;
 use vm_memory::GuestMemoryBackend;
 use vring::{QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, SplitQueue};
 
-use crate::config_space::{ConfigSpace, written_writeback};
+pub use self::error::{ConfigError, Gone, QueueError, StopError};
+
 use crate::counters::{CounterSnapshot, Counters, QueueCounters, QueueSnapshot};
 use crate::data_thread::peers::Desks;
 use crate::data_thread::{CacheFeatures, Command, DataThread, QueueParts, StartError, ThreadParts};
-use crate::device::{Backing, Device, ResizeError, Resized, bit};
+use crate::device::Device;
 use crate::notifier::Notifier;
 use crate::request::Accepted;
 
@@ -49,84 +52,6 @@ impl std::fmt::Debug for QueueSetup {
             .field("enabled", &self.enabled)
             .finish_non_exhaustive()
     }
-}
-
-/// Why a queue did not start, or a running one could not be changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum QueueError {
-    /// The index is not below the device's number of queues. The caller's or front-end's fault.
-    #[error("queue {index} of a device with {num_queues}")]
-    NoSuchQueue {
-        /// The index asked for.
-        index: u16,
-        /// Queues the device has.
-        num_queues: u16,
-    },
-    /// It runs already; a running ring cannot be set up anew. The caller's or front-end's fault.
-    #[error("queue {0} is running")]
-    Running(u16),
-    /// It does not run. The caller's or front-end's fault.
-    #[error("queue {0} is not running")]
-    NotRunning(u16),
-    /// No power of two, or above the device's maximum. The guest's or front-end's fault.
-    #[error("a ring of {size} entries; a power of two up to {max} is possible")]
-    Size {
-        /// Entries asked for.
-        size: u32,
-        /// Most entries this device takes.
-        max: u16,
-    },
-    /// The ring does not lie in guest memory as it must. The guest's or front-end's fault.
-    #[error(transparent)]
-    Ring(#[from] vring::StartError),
-    /// The kick descriptor cannot be waited on. The front-end's or host's fault.
-    #[error(transparent)]
-    Kick(#[from] event_poll::Error),
-    /// The thread that is to serve the queue cannot start. The host's fault.
-    #[error("cannot start the queue's data thread: {0}")]
-    Thread(#[from] StartError),
-    /// A data thread has ended. A bug in this crate: it ends only when told to.
-    #[error(transparent)]
-    Gone(#[from] Gone),
-}
-
-/// A data thread has ended though nobody told it to: a bug in this crate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a data thread has ended")]
-pub struct Gone;
-
-/// Why a write to the configuration space was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// It touches something else than the one byte that can be written, if that can be. The guest's or
-    /// front-end's fault.
-    #[error("configuration space {offset}+{len} is read-only")]
-    ReadOnly {
-        /// Where it begins.
-        offset: u32,
-        /// Its length in bytes.
-        len: usize,
-    },
-    /// The write cache cannot be turned off, since what it holds cannot be written out. Host's fault.
-    #[error("cannot turn the write cache off: {0}")]
-    Sync(std::io::Error),
-    /// A data thread has ended. A bug in this crate.
-    #[error(transparent)]
-    Gone(#[from] Gone),
-}
-
-/// Why a device did not stop cleanly.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StopError {
-    /// A data thread had ended before. A bug in this crate.
-    #[error(transparent)]
-    Gone(#[from] Gone),
-    /// The last fdatasync failed: writes not covered by an earlier flush may be lost. Host's fault.
-    #[error("cannot write the image out: {0}")]
-    Sync(std::io::Error),
 }
 
 /// A running device: up to [`Device::num_queues`] queues, on up to [`Device::num_threads`] data threads.
@@ -366,67 +291,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         Ok(())
     }
 
-    /// Tells the device which features the driver has accepted, before its first queue starts. It shows in
-    /// the configuration space alone: a driver that takes CONFIG_WCE and not FLUSH finds the write cache off
-    /// (virtio 1.3 §5.2.5.2). [`start_queue`](Self::start_queue) does the same.
-    ///
-    /// # Errors
-    /// [`Gone`].
-    pub fn accept_features(&mut self, features: u64) -> Result<(), Gone> {
-        let CacheFeatures { flush, config_wce } = CacheFeatures::of(features);
-        if config_wce && !flush && self.writeback {
-            self.tell_writeback(false)?;
-        }
-        Ok(())
-    }
-
-    /// The configuration space as the driver reads it now.
-    #[must_use]
-    pub fn config_space(&self) -> ConfigSpace {
-        self.device.config_space_with(self.writeback)
-    }
-
-    /// A driver's write to the configuration space. One field can be written: `writeback`, one byte at
-    /// offset 32, on a device that offers `VIRTIO_BLK_F_CONFIG_WCE`. Off (0): every write of a driver that
-    /// has accepted that feature is on stable storage before it completes, and so is what was written
-    /// before, when this returns. Any other value: on.
-    ///
-    /// # Errors
-    /// See [`ConfigError`]; nothing has changed then.
-    pub fn write_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), ConfigError> {
-        let writeback = written_writeback(offset, bytes)
-            .filter(|_| self.device.features() & bit(blk::VIRTIO_BLK_F_CONFIG_WCE) != 0)
-            .ok_or(ConfigError::ReadOnly {
-                offset,
-                len: bytes.len(),
-            })?;
-        let was_on = self.writeback;
-        self.tell_writeback(writeback)?;
-        // Nobody will flush what the cache holds: that goes out now, after the threads have learnt that
-        // what completes from here on must not stay in it.
-        if was_on
-            && !writeback
-            && let Err(error) = self.sync()
-        {
-            self.tell_writeback(true)?;
-            return Err(ConfigError::Sync(error));
-        }
-        Ok(())
-    }
-
-    fn tell_writeback(&mut self, writeback: bool) -> Result<(), Gone> {
-        self.writeback = writeback;
-        self.ask_all(|reply| Command::SetWriteback { writeback, reply })
-    }
-
-    /// [`Device::resize`] of the device that runs.
-    ///
-    /// # Errors
-    /// See [`ResizeError`].
-    pub fn resize(&self) -> Result<Resized, ResizeError> {
-        self.device.resize()
-    }
-
     /// Stops queue `index`: fetches no more, completes what is in flight, publishes it, and returns
     /// the next available index, from which a later run may go on. Afterwards nothing is written to
     /// the ring and nobody is notified. Takes as long as the slowest request in flight.
@@ -597,14 +461,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         self.sync().map_err(StopError::Sync)
     }
 
-    /// Writes the image out.
-    fn sync(&self) -> std::io::Result<()> {
-        match self.device.backing() {
-            Backing::Image(image) if !image.is_read_only() => image.file().sync_data(),
-            Backing::Image(_) | Backing::Null { .. } => Ok(()),
-        }
-    }
-
     /// Whether every data thread that was started runs. False only after a bug in this crate.
     #[cfg(feature = "vhost-user")]
     pub(crate) fn is_alive(&self) -> bool {
@@ -707,53 +563,4 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Drop for DataPlane<M> {
 }
 
 #[cfg(test)]
-mod tests {
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
-    use vring::driver::SplitLayout;
-
-    use super::*;
-    use crate::device::DeviceOptions;
-    use crate::threads::ThreadOptions;
-
-    #[test]
-    fn thread_starts_with_the_first_queue_it_serves() {
-        let memory: Arc<GuestMemoryMmap> =
-            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
-        let threads = ThreadOptions {
-            count: Some(3),
-            ..ThreadOptions::default()
-        };
-        let options = DeviceOptions {
-            threads,
-            ..DeviceOptions::default()
-        };
-        let device = Device::new(Backing::null(512), &options).unwrap();
-        let mut plane = DataPlane::start(&device, memory).unwrap();
-        let running = |plane: &DataPlane<GuestMemoryMmap>| -> Vec<bool> {
-            plane.threads.iter().map(Option::is_some).collect()
-        };
-        let setup = |base| QueueSetup {
-            size: 16,
-            addresses: SplitLayout::new(GuestAddress(base), QueueSize::new(16).unwrap())
-                .unwrap()
-                .addresses(),
-            base: 0,
-            features: 1 << 32,
-            kick: EventNotifier::new().unwrap(),
-            call: None,
-            err: None,
-            enabled: true,
-        };
-        assert_eq!(running(&plane), [true, false, false]);
-        plane.start_queue(3, setup(0)).unwrap();
-        assert_eq!(running(&plane), [true, false, false]);
-        // A ring outside memory.
-        assert!(plane.start_queue(1, setup(0x20000)).is_err());
-        assert_eq!(running(&plane), [true, false, false]);
-        plane.start_queue(5, setup(0x1000)).unwrap();
-        assert_eq!(running(&plane), [true, false, true]);
-        plane.stop_queue(5).unwrap();
-        assert_eq!(running(&plane), [true, false, true]);
-        plane.stop().unwrap();
-    }
-}
+mod tests;

@@ -1,8 +1,13 @@
 //! The device a guest sees: what backs it, its features, its configuration space.
 
+mod options;
+mod topology;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::options::{DeviceError, DeviceOptions};
+use self::topology::topology;
 pub use event_poll::{DEFAULT_POLL_MAX, POLL_MAX_LIMIT};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -16,7 +21,6 @@ use crate::image::{Image, ImageError, IoHints};
 use crate::notifier::Notifier;
 use crate::ranges::{RangeKind, RangeLimits};
 use crate::request::{Geometry, ID_LEN};
-use crate::threads::{CPUS_MAX, MAX_THREADS, ThreadOptions};
 
 /// Request queues offered unless the caller says otherwise. QEMU asks for one per vCPU and refuses
 /// a backend with fewer; a queue that is never set up costs nothing.
@@ -32,13 +36,6 @@ pub const MAX_NUM_QUEUES: u16 = 256;
 /// default among the front-ends (QEMU), holds this many besides header and status without indirect
 /// descriptors; a larger figure makes a driver without them wait for room that never comes.
 const SEG_MAX: u32 = 126;
-
-/// Block sizes a guest may be told. Linux's drivers take none above the page size, and Windows none between.
-const BLOCK_SIZES: [u32; 2] = [512, 4096];
-
-/// Largest physical block a guest is told. File systems in a guest make it their sector, which a page must
-/// hold; a network file system's transfer size is no such thing.
-const PHYSICAL_BLOCK_MAX: u32 = 4096;
 
 /// Largest discard alignment a guest is told: one that its largest discard is a multiple of.
 const DISCARD_ALIGNMENT_MAX: u32 = 1 << 30;
@@ -67,138 +64,6 @@ impl Backing {
             capacity: size - size % SECTOR_SIZE,
         }
     }
-}
-
-/// What the caller chooses about a device.
-#[derive(Clone, Debug)]
-pub struct DeviceOptions {
-    /// Serial that `VIRTIO_BLK_T_GET_ID` returns: at most 20 bytes of UTF-8, zero padded.
-    pub serial: String,
-    /// Request queues offered, 1 to [`MAX_NUM_QUEUES`].
-    pub num_queues: u16,
-    /// Largest ring accepted, a power of two from 2 to 32768.
-    pub queue_size: u16,
-    /// Logical block size the guest is told, 512 or 4096 and not below what the backing needs. `None`:
-    /// what the backing needs.
-    pub block_size: Option<u32>,
-    /// Let the guest give storage back to the host, by discarding or by zeroing what it does not need, where
-    /// the backing can take it. Off for an image that is to keep the space it was given.
-    pub discard: bool,
-    /// Measure how long requests take. Costs two readings of the clock per batch, some 25 ns each where the
-    /// processor's own is used.
-    pub latencies: bool,
-    /// Data threads, and which of them serves which queue.
-    pub threads: ThreadOptions,
-    /// Longest time a data thread looks for work before it sleeps, at most [`POLL_MAX_LIMIT`]; zero:
-    /// it sleeps at once. Within that limit it learns what pays, up to not looking at all: an idle device
-    /// and one with a paced load use no more of the processor.
-    pub poll_max: Duration,
-}
-
-impl Default for DeviceOptions {
-    fn default() -> Self {
-        Self {
-            serial: String::new(),
-            num_queues: DEFAULT_NUM_QUEUES,
-            queue_size: DEFAULT_QUEUE_SIZE,
-            block_size: None,
-            discard: true,
-            latencies: true,
-            threads: ThreadOptions::default(),
-            poll_max: DEFAULT_POLL_MAX,
-        }
-    }
-}
-
-impl DeviceOptions {
-    /// Checks the choices that need no image to be checked, before one is opened or made.
-    /// [`Device::new`] does the same. Returns the ring size.
-    ///
-    /// # Errors
-    /// See [`DeviceError`].
-    pub fn check(&self) -> Result<QueueSize, DeviceError> {
-        if self.serial.len() > ID_LEN {
-            return Err(DeviceError::SerialTooLong {
-                serial: self.serial.clone(),
-            });
-        }
-        if self.num_queues == 0 || self.num_queues > MAX_NUM_QUEUES {
-            return Err(DeviceError::NumQueues(self.num_queues));
-        }
-        if let Some(block_size) = self.block_size
-            && !BLOCK_SIZES.contains(&block_size)
-        {
-            return Err(DeviceError::BlockSize(block_size));
-        }
-        self.threads.check(self.num_queues)?;
-        if self.poll_max > POLL_MAX_LIMIT {
-            return Err(DeviceError::PollMax(self.poll_max));
-        }
-        QueueSize::new(u32::from(self.queue_size))
-            .ok()
-            .filter(|size| size.get() >= 2)
-            .ok_or(DeviceError::QueueSize(self.queue_size))
-    }
-}
-
-/// A choice that no device can be built from. The caller's fault, all of them.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceError {
-    /// The serial does not fit the 20 bytes that GET_ID has (virtio 1.3 §5.2.6).
-    #[error("serial {serial:?} has {} bytes; at most {ID_LEN} fit", serial.len())]
-    SerialTooLong {
-        /// The serial asked for.
-        serial: String,
-    },
-    /// No queue, or more than [`MAX_NUM_QUEUES`].
-    #[error("{0} queues; 1 to {MAX_NUM_QUEUES} are possible")]
-    NumQueues(u16),
-    /// Not a power of two from 2 to 32768 (virtio 1.3 §2.7; a ring of 1 cannot hold header and status).
-    #[error("queue size {0}; a power of two from 2 to 32768 is needed")]
-    QueueSize(u16),
-    /// Neither 512 nor 4096, the block sizes that drivers and their operating systems take.
-    #[error("a block size of {0}; 512 and 4096 are possible")]
-    BlockSize(u32),
-    /// The backing cannot be written in blocks as small as that without read-modify-write.
-    #[error("a block size of {asked} on an image that needs {needed}")]
-    BlockTooSmall {
-        /// The block size asked for.
-        asked: u32,
-        /// The smallest that is possible here.
-        needed: u32,
-    },
-    /// No thread, more than one per queue, or more than [`MAX_THREADS`].
-    #[error(
-        "{count} data threads; 1 to {MAX_THREADS} are possible, and at most one per queue ({num_queues})"
-    )]
-    Threads {
-        /// Threads asked for.
-        count: u16,
-        /// Queues of the device.
-        num_queues: u16,
-    },
-    /// A queue is given to a thread that there is not, or a thread is given to a queue that there is not.
-    #[error("queue {queue} on thread {thread}, of {num_queues} queues and {threads} threads")]
-    QueueThread {
-        /// The queue.
-        queue: usize,
-        /// The thread it is given to.
-        thread: u16,
-        /// Queues of the device.
-        num_queues: u16,
-        /// Threads of the device.
-        threads: u16,
-    },
-    /// A processor number that no Linux system has.
-    #[error("CPU {0}; 0 to {last} are possible", last = CPUS_MAX - 1)]
-    Cpu(u16),
-    /// More than [`POLL_MAX_LIMIT`].
-    #[error("polling for up to {0:?}; at most {POLL_MAX_LIMIT:?} are possible")]
-    PollMax(Duration),
-    /// A disk of no blocks.
-    #[error("the device would be empty")]
-    Empty,
 }
 
 /// Why the size could not be read anew; the old one stays in force.
@@ -473,32 +338,6 @@ fn range_limits(backing: &Backing, block_size: u32, discard: bool) -> RangeLimit
     }
 }
 
-/// What a guest is told of the host's preferences, made consistent: a power of two of logical blocks, and
-/// multiples of that, none zero.
-fn topology(hints: &IoHints, block_size: u32) -> Topology {
-    let physical = hints.physical_block.clamp(block_size, PHYSICAL_BLOCK_MAX);
-    let physical = if physical.is_power_of_two() {
-        physical
-    } else {
-        block_size
-    };
-    let exp = (physical / block_size).trailing_zeros();
-    let blocks_per_physical = 1 << exp;
-    let in_blocks = |bytes: u32| {
-        let blocks = bytes / block_size;
-        (blocks - blocks % blocks_per_physical).max(blocks_per_physical)
-    };
-    let min_io_size = u16::try_from(in_blocks(hints.min_io));
-    Topology {
-        physical_block_exp: u8::try_from(exp).unwrap_or(0),
-        alignment_offset: u8::try_from(hints.alignment_offset % physical / block_size).unwrap_or(0),
-        // At most 8 blocks per physical one, so that fits.
-        min_io_size: min_io_size
-            .unwrap_or_else(|_| u16::try_from(blocks_per_physical).unwrap_or(1)),
-        opt_io_size: in_blocks(hints.opt_io),
-    }
-}
-
 /// `size` without an odd tail (hostile-inputs I8).
 fn whole_blocks(size: u64, block_size: u32) -> u64 {
     size - size % u64::from(block_size)
@@ -507,68 +346,4 @@ fn whole_blocks(size: u64, block_size: u32) -> u64 {
 /// The mask of a feature bit number.
 pub(crate) const fn bit(number: u32) -> u64 {
     1 << number
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn topology_is_told_in_logical_blocks() {
-        let raid = IoHints {
-            physical_block: 4096,
-            alignment_offset: 3584,
-            min_io: 64 << 10,
-            opt_io: 192 << 10,
-        };
-        let expected = Topology {
-            physical_block_exp: 3,
-            alignment_offset: 7,
-            min_io_size: 128,
-            opt_io_size: 384,
-        };
-        assert_eq!(topology(&raid, 512), expected);
-        let silent = IoHints {
-            physical_block: 512,
-            alignment_offset: 0,
-            min_io: 512,
-            opt_io: 0,
-        };
-        let expected = Topology {
-            physical_block_exp: 0,
-            alignment_offset: 0,
-            min_io_size: 1,
-            opt_io_size: 1,
-        };
-        assert_eq!(topology(&silent, 4096), expected);
-    }
-
-    proptest! {
-        #[test]
-        fn topology_is_consistent_whatever_the_host_says(
-            physical_block: u32,
-            alignment_offset: u32,
-            min_io: u32,
-            opt_io: u32,
-            shift in 0u32..20,
-            big_blocks: bool,
-        ) {
-            let hints = IoHints {
-                physical_block: physical_block >> shift,
-                alignment_offset,
-                min_io: min_io >> shift,
-                opt_io: opt_io >> shift,
-            };
-            let block_size = if big_blocks { 4096 } else { 512 };
-            let told = topology(&hints, block_size);
-            let blocks = 1u32 << told.physical_block_exp;
-            prop_assert!(blocks * block_size <= 4096);
-            prop_assert!(u32::from(told.alignment_offset) < blocks);
-            prop_assert!(told.min_io_size > 0 && told.opt_io_size > 0);
-            prop_assert!(u32::from(told.min_io_size).is_multiple_of(blocks));
-            prop_assert!(told.opt_io_size.is_multiple_of(blocks));
-        }
-    }
 }

@@ -1,12 +1,17 @@
 //! Requests from pop to push: parsing, merging, submitting, completing. Knows no rings; the data
 //! thread gives it chains and takes finished heads from it.
 
+mod bounced;
+mod ended;
+mod ranged;
+mod stable;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use event_poll::Stopper;
 use hostmem::SigbusGuard;
-use ioq::{Durability, IoError, IoErrorKind, IoQueue, Unmap};
+use ioq::{IoError, IoErrorKind, IoQueue};
 use iosched::{Limits, Merged, Merger, Op};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vring::{Chain, Head};
@@ -14,7 +19,6 @@ use vring::{Chain, Head};
 use super::bounce::{Bounce, is_lost};
 use super::buffers::{
     Alignment, GuestBuffers, MAX_SEGMENTS_PER_REQUEST, MemoryRef, NotInPlace, Owner, Transfer,
-    queue_bounce,
 };
 use super::flush::Flushes;
 use super::peers::Seat;
@@ -26,7 +30,6 @@ use crate::capacity::Capacity;
 use crate::clock::Clock;
 use crate::counters::{Counters, QueueCounters, RequestKind};
 use crate::device::{Backing, Device};
-use crate::ranges::{self, Range, RangeKind, SEGMENT_LEN, SEGMENTS_MAX};
 use crate::request::{self, Accepted, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
 
 /// Requests in flight per data thread. Disks gain nothing from more, each costs a kernel AIO slot
@@ -208,17 +211,6 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &self.ioq
     }
 
-    /// Whether a write is to be on stable storage before it completes (virtio 1.3 §5.2.6.2). What counts is
-    /// the moment at which the disk has done it: so it holds for writes in flight too.
-    pub(super) fn set_write_through(&mut self, write_through: bool) {
-        self.write_through = write_through;
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_write_through(&self) -> bool {
-        self.write_through
-    }
-
     pub(super) fn set_losses(&mut self, losses: usize) {
         self.losses = losses;
     }
@@ -373,75 +365,6 @@ impl<M: GuestMemoryBackend> Executor<M> {
         Started::InFlight
     }
 
-    /// Starts a discard or write-zeroes of `count` segments.
-    fn start_ranges(
-        &mut self,
-        queue: u16,
-        head: Head,
-        chain: &Chain,
-        memory: &MemoryRef<M>,
-        status: GuestAddress,
-        (kind, count): (RangeKind, usize),
-    ) -> Started {
-        // The room before the status byte: none, as was checked.
-        let writable_data = 0;
-        let mut segments = [[0u8; SEGMENT_LEN]; SEGMENTS_MAX];
-        let bytes = &mut segments.as_flattened_mut()[..count * SEGMENT_LEN];
-        let copied = chain.copy_from_readable(memory.map(), HEADER_LEN as u64, bytes);
-        if !copied.is_ok_and(|n| n == bytes.len()) {
-            if is_lost(chain, memory.map()) {
-                return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
-            }
-            return self.bad_chain(head);
-        }
-        if self.was_lost(chain, memory.map()) {
-            return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
-        }
-        let mut ranges = [Range::default(); SEGMENTS_MAX];
-        let count = match ranges::parse(&segments[..count], kind, &self.geometry, &mut ranges) {
-            Ok(0) => return self.answer(head, memory, status, Status::Ok, 0, writable_data),
-            Ok(count) => count,
-            Err(refusal) => return self.answer(head, memory, status, refusal, 0, writable_data),
-        };
-        let Some(slot) = self.slots.claim() else {
-            return Started::NoRoom(head);
-        };
-        // A flush covers it as it does a write.
-        let work = self.work_of(Transfer::Write);
-        let request = Request::new(queue, head, status, memory, writable_data);
-        self.fill_slot(slot, Request { work, ..request });
-        self.ranges.fill(slot, kind, ranges, count);
-        self.next_range(slot);
-        Started::InFlight
-    }
-
-    /// Queues the next range of a request. False if all have been done.
-    fn next_range(&mut self, slot: SlotId) -> bool {
-        let Some((kind, range)) = self.ranges.next(slot) else {
-            return false;
-        };
-        let owner = Owner::Range { slot };
-        let queued = match kind {
-            RangeKind::Discard => self.ioq.queue_discard(range.offset, range.len, owner),
-            RangeKind::WriteZeroes => {
-                let unmap = if range.unmap {
-                    Unmap::Allowed
-                } else {
-                    Unmap::Forbidden
-                };
-                // As every write; see `buffers.rs`.
-                let durability = Durability::WriteBack;
-                self.ioq
-                    .queue_write_zeroes(range.offset, range.len, unmap, durability, owner)
-            }
-        };
-        match queued {
-            Ok(()) => self.counters.operations.add(1),
-            Err(error) => self.done.push_back((error.into_owner(), Outcome::Failed)),
-        }
-        true
-    }
-
     /// Takes the request being started on.
     fn fill_slot(&mut self, slot: SlotId, request: Request<M>) {
         let Current { queue, kind } = self.current;
@@ -502,78 +425,6 @@ impl<M: GuestMemoryBackend> Executor<M> {
         });
     }
 
-    /// Issues one fdatasync for all flushes that have nothing left to wait for, and for the writes that
-    /// must be stable before they complete. While one is under way such writes gather for the next.
-    fn start_sync(&mut self) {
-        let mut whole = None;
-        while let Some(slot) = self.flushes.pop_ready() {
-            self.append(&mut whole, slot, slot);
-        }
-        if (whole.is_some() || self.syncs == 0)
-            && let Some((first, last)) = self.unsynced.take()
-        {
-            self.append(&mut whole, first, last);
-        }
-        let Some((first, _)) = whole else {
-            return;
-        };
-        match self.ioq.queue_fdatasync(Owner::Sync { first }) {
-            Ok(()) => {
-                self.syncs += 1;
-                self.counters.syncs.add(1);
-            }
-            Err(error) => {
-                self.syncs += 1;
-                self.done.push_back((error.into_owner(), Outcome::Failed));
-            }
-        }
-    }
-
-    /// Links the requests from `first` to `last` behind those in `list`.
-    fn append(&mut self, list: &mut Option<(SlotId, SlotId)>, first: SlotId, last: SlotId) {
-        match list {
-            Some((_, end)) => {
-                if let Some(request) = self.slots.get_mut(*end) {
-                    request.next = Some(first);
-                }
-                *end = last;
-            }
-            None => *list = Some((first, last)),
-        }
-    }
-
-    /// Ends `first` and those linked to it, or has them wait for the fdatasync they need.
-    fn transfer_done(
-        &mut self,
-        first: SlotId,
-        outcome: Outcome,
-        finished: &mut impl FnMut(Finished),
-    ) {
-        let is_write = |request: &Request<M>| matches!(request.work, Work::Write(_));
-        let unstable = outcome == Outcome::Done
-            && self.write_through
-            && self.slots.get(first).is_some_and(is_write);
-        if !unstable {
-            self.finish_all(first, outcome, finished);
-            return;
-        }
-        let mut last = first;
-        while let Some(request) = self.slots.get_mut(last) {
-            if let Work::Write(epoch) = request.work {
-                // A flush behind it waits no longer: the fdatasync for that covers this one too.
-                self.flushes.write_finished(epoch);
-                request.work = Work::UnstableWrite;
-            }
-            match request.next {
-                Some(next) => last = next,
-                None => break,
-            }
-        }
-        let mut unsynced = self.unsynced;
-        self.append(&mut unsynced, first, last);
-        self.unsynced = unsynced;
-    }
-
     /// Takes what the kernel has finished and gives each request's end to `finished`. Returns how
     /// many operations came back. May queue follow-up operations: call [`submit`](Self::submit).
     pub(super) fn reap(&mut self, mut finished: impl FnMut(Finished)) -> usize {
@@ -600,187 +451,6 @@ impl<M: GuestMemoryBackend> Executor<M> {
     /// Whether [`reap`](Self::reap) would find something.
     pub(super) fn has_completions(&self) -> bool {
         !self.done.is_empty() || self.ioq.completions_pending()
-    }
-
-    fn operation_done(
-        &mut self,
-        owner: Owner<M>,
-        outcome: Outcome,
-        finished: &mut impl FnMut(Finished),
-    ) {
-        let ok = outcome == Outcome::Done;
-        match owner {
-            Owner::Guest { first, .. } => {
-                let single = self
-                    .slots
-                    .get(first)
-                    .is_none_or(|request| request.next.is_none());
-                if !ok && !single {
-                    self.retry_singly(first);
-                } else {
-                    self.transfer_done(first, outcome, finished);
-                }
-            }
-            Owner::Range { slot } => {
-                if !(ok && self.next_range(slot)) {
-                    self.transfer_done(slot, outcome, finished);
-                }
-            }
-            Owner::Sync { first } => {
-                self.syncs -= 1;
-                self.finish_all(first, outcome, finished);
-            }
-            Owner::Bounce { slot, buffer } => {
-                if let Some(ok) = self.bounce_round_done(slot, buffer, ok) {
-                    let outcome = if ok { Outcome::Done } else { Outcome::Failed };
-                    self.transfer_done(slot, outcome, finished);
-                }
-            }
-        }
-    }
-
-    /// A merged operation failed: its parts are tried alone, so that only the bad one fails.
-    fn retry_singly(&mut self, first: SlotId) {
-        let mut next = Some(first);
-        while let Some(slot) = next {
-            let Some(request) = self.slots.get_mut(slot) else {
-                return;
-            };
-            next = request.next.take();
-            let (work, offset, losses) = (request.work, request.offset, request.losses);
-            let transfer = match work {
-                Work::Read | Work::Flush => Transfer::Read,
-                Work::Write(_) | Work::UnstableWrite => Transfer::Write,
-            };
-            let one = std::iter::once(slot);
-            // What has taken the place of lost memory must not get onto the disk.
-            let lost = SigbusGuard::losses() != losses && self.buffers.is_lost(slot);
-            if !lost && self.buffers.queue(&mut self.ioq, transfer, offset, one) {
-                self.counters.operations.add(1);
-            } else {
-                let memory = self.slots.get(slot).map(|request| request.memory.clone());
-                if let Some(memory) = memory {
-                    let owner = Owner::Guest {
-                        first: slot,
-                        _memory: memory,
-                    };
-                    self.done.push_back((owner, Outcome::Failed));
-                }
-            }
-        }
-    }
-
-    fn finish_all(&mut self, first: SlotId, outcome: Outcome, finished: &mut impl FnMut(Finished)) {
-        let losses = SigbusGuard::losses();
-        let now = self.reaped;
-        let mut next = Some(first);
-        while let Some(slot) = next {
-            let Some(request) = self.slots.release(slot) else {
-                return;
-            };
-            // The kernel may have gone on where the memory had not been noticed to be gone.
-            let lost = losses != request.losses && self.buffers.is_lost(slot);
-            self.buffers.clear(slot);
-            next = request.next;
-            self.bytes_in_flight -= request.len;
-            if let Work::Write(epoch) = request.work {
-                self.flushes.write_finished(epoch);
-            }
-            let (status, written) = match (outcome, request.work) {
-                // Part of a failed read may have been written; 0 promises nothing.
-                (Outcome::Failed, _) => (Status::IoErr, 0),
-                _ if lost => (Status::IoErr, 0),
-                (Outcome::Unsupported, _) => (Status::Unsupported, 0),
-                (Outcome::Done, Work::Read) => (Status::Ok, request.writable_data),
-                (Outcome::Done, Work::Write(_) | Work::UnstableWrite | Work::Flush) => {
-                    (Status::Ok, 0)
-                }
-            };
-            self.write_status(&request.memory, request.status, status);
-            self.count(&request, status, now);
-            let used_len = used_len(written, request.writable_data);
-            let Request { queue, head, .. } = request;
-            trace_points::complete_request(queue, &head, status as u8, used_len);
-            finished(Finished {
-                queue,
-                head,
-                used_len,
-            });
-        }
-    }
-
-    fn count(&self, request: &Request<M>, status: Status, now: Option<u64>) {
-        let counters = self.of_queue(request.queue);
-        match (status, request.kind) {
-            (Status::Ok, RequestKind::Read) => counters.requests.bytes_read.add(request.len),
-            (Status::Ok, RequestKind::Write) => counters.requests.bytes_written.add(request.len),
-            (Status::Ok, _) => {}
-            (Status::IoErr, _) => counters.requests.failed.add(1),
-            (Status::Unsupported, _) => counters.requests.unsupported.add(1),
-        }
-        if let (Some(now), Some(popped)) = (now, request.popped) {
-            counters.took(request.kind, now.saturating_sub(popped));
-        }
-    }
-
-    /// Queues the next round of a bounced request.
-    fn bounce_round(&mut self, slot: SlotId) {
-        let Some(request) = self.slots.get(slot) else {
-            return;
-        };
-        let Some(lane) = self.bounce.lane_of(slot) else {
-            return;
-        };
-        let Some(mut buffer) = lane.buffer.take() else {
-            return;
-        };
-        let len = lane.round_len();
-        let ready = match lane.transfer {
-            Transfer::Read => true,
-            Transfer::Write => {
-                lane.copy_in(request.memory.map(), &mut buffer[..len])
-                    && !(SigbusGuard::losses() != request.losses
-                        && is_lost(&lane.chain, request.memory.map()))
-            }
-        };
-        let queued = if ready {
-            let at = lane.offset + lane.done;
-            queue_bounce(&mut self.ioq, lane.transfer, at, slot, buffer, len)
-        } else {
-            Err(buffer)
-        };
-        match queued {
-            Ok(()) => self.counters.operations.add(1),
-            Err(buffer) => self
-                .done
-                .push_back((Owner::Bounce { slot, buffer }, Outcome::Failed)),
-        }
-    }
-
-    /// Ends a round; at the request's end says whether all went well.
-    fn bounce_round_done(
-        &mut self,
-        slot: SlotId,
-        buffer: ioq::AlignedBuf,
-        mut ok: bool,
-    ) -> Option<bool> {
-        let (Some(request), Some(lane)) = (self.slots.get(slot), self.bounce.lane_of(slot)) else {
-            return Some(ok);
-        };
-        let len = lane.round_len();
-        if ok && matches!(lane.transfer, Transfer::Read) {
-            ok = lane.copy_out(request.memory.map(), &buffer[..len])
-                && !(SigbusGuard::losses() != request.losses
-                    && is_lost(&lane.chain, request.memory.map()));
-        }
-        lane.done += len as u64;
-        lane.buffer = Some(buffer);
-        if ok && lane.done < lane.len {
-            self.bounce_round(slot);
-            return None;
-        }
-        lane.slot = None;
-        Some(ok)
     }
 
     /// §5.2.6: the serial into the data buffer, as much of its 20 bytes as there is room for.

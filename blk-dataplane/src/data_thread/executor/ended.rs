@@ -1,0 +1,139 @@
+//! What becomes of requests when their operation has come back.
+
+use hostmem::SigbusGuard;
+use vm_memory::GuestMemoryBackend;
+
+use super::{Executor, Finished, Outcome, used_len};
+use crate::counters::RequestKind;
+use crate::data_thread::buffers::{Owner, Transfer};
+use crate::data_thread::slots::{Request, Work};
+use crate::data_thread::{SlotId, trace_points};
+use crate::request::Status;
+
+impl<M: GuestMemoryBackend> Executor<M> {
+    pub(super) fn operation_done(
+        &mut self,
+        owner: Owner<M>,
+        outcome: Outcome,
+        finished: &mut impl FnMut(Finished),
+    ) {
+        let ok = outcome == Outcome::Done;
+        match owner {
+            Owner::Guest { first, .. } => {
+                let single = self
+                    .slots
+                    .get(first)
+                    .is_none_or(|request| request.next.is_none());
+                if !ok && !single {
+                    self.retry_singly(first);
+                } else {
+                    self.transfer_done(first, outcome, finished);
+                }
+            }
+            Owner::Range { slot } => {
+                if !(ok && self.next_range(slot)) {
+                    self.transfer_done(slot, outcome, finished);
+                }
+            }
+            Owner::Sync { first } => {
+                self.syncs -= 1;
+                self.finish_all(first, outcome, finished);
+            }
+            Owner::Bounce { slot, buffer } => {
+                if let Some(ok) = self.bounce_round_done(slot, buffer, ok) {
+                    let outcome = if ok { Outcome::Done } else { Outcome::Failed };
+                    self.transfer_done(slot, outcome, finished);
+                }
+            }
+        }
+    }
+
+    /// A merged operation failed: its parts are tried alone, so that only the bad one fails.
+    pub(super) fn retry_singly(&mut self, first: SlotId) {
+        let mut next = Some(first);
+        while let Some(slot) = next {
+            let Some(request) = self.slots.get_mut(slot) else {
+                return;
+            };
+            next = request.next.take();
+            let (work, offset, losses) = (request.work, request.offset, request.losses);
+            let transfer = match work {
+                Work::Read | Work::Flush => Transfer::Read,
+                Work::Write(_) | Work::UnstableWrite => Transfer::Write,
+            };
+            let one = std::iter::once(slot);
+            // What has taken the place of lost memory must not get onto the disk.
+            let lost = SigbusGuard::losses() != losses && self.buffers.is_lost(slot);
+            if !lost && self.buffers.queue(&mut self.ioq, transfer, offset, one) {
+                self.counters.operations.add(1);
+            } else {
+                let memory = self.slots.get(slot).map(|request| request.memory.clone());
+                if let Some(memory) = memory {
+                    let owner = Owner::Guest {
+                        first: slot,
+                        _memory: memory,
+                    };
+                    self.done.push_back((owner, Outcome::Failed));
+                }
+            }
+        }
+    }
+
+    pub(super) fn finish_all(
+        &mut self,
+        first: SlotId,
+        outcome: Outcome,
+        finished: &mut impl FnMut(Finished),
+    ) {
+        let losses = SigbusGuard::losses();
+        let now = self.reaped;
+        let mut next = Some(first);
+        while let Some(slot) = next {
+            let Some(request) = self.slots.release(slot) else {
+                return;
+            };
+            // The kernel may have gone on where the memory had not been noticed to be gone.
+            let lost = losses != request.losses && self.buffers.is_lost(slot);
+            self.buffers.clear(slot);
+            next = request.next;
+            self.bytes_in_flight -= request.len;
+            if let Work::Write(epoch) = request.work {
+                self.flushes.write_finished(epoch);
+            }
+            let (status, written) = match (outcome, request.work) {
+                // Part of a failed read may have been written; 0 promises nothing.
+                (Outcome::Failed, _) => (Status::IoErr, 0),
+                _ if lost => (Status::IoErr, 0),
+                (Outcome::Unsupported, _) => (Status::Unsupported, 0),
+                (Outcome::Done, Work::Read) => (Status::Ok, request.writable_data),
+                (Outcome::Done, Work::Write(_) | Work::UnstableWrite | Work::Flush) => {
+                    (Status::Ok, 0)
+                }
+            };
+            self.write_status(&request.memory, request.status, status);
+            self.count(&request, status, now);
+            let used_len = used_len(written, request.writable_data);
+            let Request { queue, head, .. } = request;
+            trace_points::complete_request(queue, &head, status as u8, used_len);
+            finished(Finished {
+                queue,
+                head,
+                used_len,
+            });
+        }
+    }
+
+    pub(super) fn count(&self, request: &Request<M>, status: Status, now: Option<u64>) {
+        let counters = self.of_queue(request.queue);
+        match (status, request.kind) {
+            (Status::Ok, RequestKind::Read) => counters.requests.bytes_read.add(request.len),
+            (Status::Ok, RequestKind::Write) => counters.requests.bytes_written.add(request.len),
+            (Status::Ok, _) => {}
+            (Status::IoErr, _) => counters.requests.failed.add(1),
+            (Status::Unsupported, _) => counters.requests.unsupported.add(1),
+        }
+        if let (Some(now), Some(popped)) = (now, request.popped) {
+            counters.took(request.kind, now.saturating_sub(popped));
+        }
+    }
+}
