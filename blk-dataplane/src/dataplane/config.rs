@@ -62,7 +62,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         self.ask_all(|reply| Command::SetWriteback { writeback, reply })
     }
 
-    /// [`Device::resize`] of the device that runs.
+    /// [`Device::resize`](crate::Device::resize) of the device that runs.
     ///
     /// # Errors
     /// See [`ResizeError`].

@@ -56,7 +56,7 @@ impl Default for DeviceOptions {
 
 impl DeviceOptions {
     /// Checks the choices that need no image to be checked, before one is opened or made.
-    /// [`Device::new`] does the same. Returns the ring size.
+    /// [`Device::new`](super::Device::new) does the same. Returns the ring size.
     ///
     /// # Errors
     /// See [`DeviceError`].
