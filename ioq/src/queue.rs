@@ -660,12 +660,12 @@ impl<O> Drop for IoQueue<O> {
         if quiet || self.in_engine == 0 {
             // SAFETY: not used again; nothing the kernel was given is in flight any more.
             unsafe { ManuallyDrop::drop(&mut self.owners) };
-            return;
+        } else {
+            // The kernel may still write to the owners' memory, and leaking it is all
+            // that is safe.
+            #[cfg(test)]
+            tests::leaked_on_purpose(self.owners.as_ptr().addr());
         }
-        #[cfg(test)]
-        tests::leaked_on_purpose(self.owners.as_ptr().addr());
-        // The kernel may still write to the owners' memory, and leaking it is all
-        // that is safe.
     }
 }
 
