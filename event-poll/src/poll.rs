@@ -64,8 +64,8 @@ pub struct Stats {
 pub struct EventPoll {
     registry: Registry,
     stopper: Stopper,
-    /// What the kernel fills. One longer than `ready` can get, so that a wake does not take the
-    /// place of an event.
+    /// What the kernel fills, `max_events` long. A wake may take an event's place: that one is then at the
+    /// head of the kernel's list, and comes with the next wait.
     raw: Vec<EpollEvent>,
     /// Capacity `raw.len()`, never exceeded.
     ready: Vec<Event>,
@@ -96,7 +96,7 @@ impl EventPoll {
                 EpollEvent::new(EpollFlags::EPOLLIN, WAKE),
             )
             .map_err(|e| Error::system("epoll_ctl", e))?;
-        let raw = vec![EpollEvent::empty(); max_events + 1];
+        let raw = vec![EpollEvent::empty(); max_events];
         let ready = Vec::with_capacity(raw.len());
         Ok(Self {
             registry,
@@ -160,7 +160,8 @@ impl EventPoll {
     }
 
     /// Sleeps until a descriptor is ready, `timeout` has passed, or a [`Stopper`] wakes it, and
-    /// returns what is ready: up to `max_events`, none after a timeout or a wake.
+    /// returns what is ready: up to `max_events`, none after a timeout. A wake takes one event's place,
+    /// so there may be none after it either; what is ready then comes with the next wait.
     ///
     /// `None` waits for ever, a zero timeout looks without sleeping. Other timeouts are rounded up to
     /// the kernel's millisecond, so a short one never becomes a busy loop, and are never cut short by
@@ -223,7 +224,7 @@ impl EventPoll {
             let cleared = self.stopper.notifier().test_and_clear();
             debug_assert!(cleared.is_ok(), "{cleared:?}");
         }
-        // At most max_events + 1 ready, far below the range of u64.
+        // At most max_events ready, far below the range of u64.
         self.stats.events = self.stats.events.wrapping_add(self.ready.len() as u64);
     }
 

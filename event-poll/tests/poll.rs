@@ -70,21 +70,23 @@ fn more_ready_than_fit_one_wait_take_turns() {
     let mut seen = BTreeSet::new();
     for _ in 0..3 {
         let ready = ready_now(&mut poll);
-        assert!(ready.len() <= 3);
+        assert_eq!(ready.len(), 2, "as many as were asked for, and no more");
         seen.extend(ready);
     }
     assert_eq!(seen.len(), 6, "none starves although none is ever cleared");
 }
 
 #[test]
-fn a_wake_takes_no_events_place() {
+fn an_event_whose_place_a_wake_took_comes_with_the_next_wait() {
     let notifiers = notifiers(2);
     let mut poll = poll_of(&notifiers, 2);
     poll.stopper().wake();
     notifiers
         .iter()
         .for_each(|notifier| notifier.notify().unwrap());
-    assert_eq!(ready_now(&mut poll), [0, 1]);
+    let mut seen = BTreeSet::from_iter(ready_now(&mut poll));
+    seen.extend(ready_now(&mut poll));
+    assert_eq!(Vec::from_iter(seen), [0, 1]);
 }
 
 #[test]
