@@ -105,3 +105,8 @@ pub use crate::registry::Registry;
 pub use crate::stopper::Stopper;
 pub use crate::timer::Timer;
 pub use crate::window::{DEFAULT_POLL_MAX, POLL_MAX_LIMIT, PollSettings, PollStats, PollWindow};
+
+/// Compiles and runs what `README.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -92,3 +92,8 @@ pub use crate::completion::{PartOutcome, SplitCompletion, split_completion};
 pub use crate::merger::{Full, MAX_CAPACITY, Merger};
 pub use crate::request::{Limits, Merged, Op, Part, Request};
 pub use crate::stats::Stats;
+
+/// Compiles and runs what `README.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
