@@ -1,9 +1,9 @@
 //! The vhost-user-blk server: a front-end connects over a Unix socket, hands over its memory and
 //! rings, and the [`DataPlane`](crate::DataPlane) serves them.
 //!
-//! Offered besides the device's own features: the protocol features MQ, CONFIG, REPLY_ACK and
-//! CONFIGURE_MEM_SLOTS (libblkio insists on the last three). The message layer is the `vhost` crate's;
-//! `connection.rs` says what is made of its errors.
+//! Offered besides the device's own features: the protocol features MQ, CONFIG, REPLY_ACK,
+//! CONFIGURE_MEM_SLOTS (libblkio insists on the last three) and BACKEND_REQ, by which a front-end is told of a
+//! new capacity. The message layer is the `vhost` crate's; `connection.rs` says what is made of its errors.
 //!
 //! A message that is refused leaves everything as it was. If the front-end asked for a reply it gets
 //! a non-zero one; otherwise the refusal is logged.
@@ -22,6 +22,7 @@
 //! ```
 
 mod backend;
+mod config_channel;
 mod connection;
 mod handed;
 mod listener;

@@ -16,8 +16,10 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vm_memory::GuestAddress;
 
+use super::config_channel::ConfigChannel;
 use super::handed::{Handed, Listed};
 use super::vring_state::{FrontendAddresses, VringState};
+use crate::capacity::ConfigSubscription;
 use crate::dataplane::{DataPlane, Gone, QueueSetup, StopError};
 use crate::notifier::Notifier;
 
@@ -25,6 +27,7 @@ use crate::notifier::Notifier;
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
 /// One front-end's device.
@@ -35,6 +38,8 @@ pub(super) struct Backend {
     vrings: Box<[VringState]>,
     /// Call and err descriptors that the data thread has.
     handed: Arc<Handed>,
+    /// Tells the front-end of a new capacity, if it has given a socket to do so.
+    told: Option<ConfigSubscription>,
     /// Negotiated feature bits.
     features: u64,
     /// A message that must be answered could not be: the connection is of no more use.
@@ -78,6 +83,7 @@ impl Backend {
             memory,
             vrings,
             handed,
+            told: None,
             features: 0,
             must_close: false,
         }
@@ -88,9 +94,20 @@ impl Backend {
         self.must_close || !self.plane.is_alive()
     }
 
+    /// Tells the front-end through `channel` of changes from now on, and no longer through one before it.
+    pub(super) fn tell_of_changes(&mut self, channel: ConfigChannel) {
+        self.told = Some(self.plane.device().on_config_change(Box::new(channel)));
+    }
+
     /// Drains and stops the device.
     pub(super) fn end(self) -> std::result::Result<(), StopError> {
-        let Self { plane, vrings, .. } = self;
+        let Self {
+            plane,
+            vrings,
+            told,
+            ..
+        } = self;
+        drop(told);
         let stopped = plane.stop();
         // Listed until nobody writes to their descriptors any more.
         drop(vrings);

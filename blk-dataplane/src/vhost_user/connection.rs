@@ -7,6 +7,7 @@ use hostmem::MemoryMap;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::backend::Backend;
+use super::config_channel::{ConfigChannel, handed_over_next};
 use super::handed::Handed;
 use crate::data_thread::StartError;
 use crate::dataplane::{DataPlane, StopError};
@@ -30,12 +31,21 @@ pub(super) fn serve(
     let memory = Arc::new(MemoryMap::empty());
     let plane = DataPlane::start(device, Arc::clone(&memory))?;
     let backend = Arc::new(Mutex::new(Backend::new(plane, memory, handed)));
+    let looked_at = stream.try_clone()?;
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&backend));
     tracing::info!("front-end connected");
     let mut refusals = 0u32;
     loop {
+        let channel = handed_over_next(&looked_at);
         match handler.handle_request() {
-            Ok(()) => {}
+            Ok(()) => {
+                if let Some(channel) = channel {
+                    backend
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .tell_of_changes(ConfigChannel::new(channel));
+                }
+            }
             Err(Error::Disconnected) => break,
             Err(Error::ReqHandlerError(why)) => {
                 refusals = refusals.saturating_add(1);
@@ -59,7 +69,7 @@ pub(super) fn serve(
         }
     }
     // The socket goes first: the front-end learns at once that nobody listens any more.
-    drop(handler);
+    drop((handler, looked_at));
     if let Some(backend) = Arc::into_inner(backend) {
         let backend = backend.into_inner().unwrap_or_else(PoisonError::into_inner);
         backend.end()?;
@@ -74,6 +84,9 @@ pub(super) enum ConnectionError {
     /// Nothing was served.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Nothing was served: no descriptor to be had.
+    #[error(transparent)]
+    Host(#[from] std::io::Error),
     /// Everything was served, and not all of it may have reached the disk.
     #[error(transparent)]
     Stop(#[from] StopError),

@@ -162,6 +162,7 @@ impl From<ConnectionError> for ServeError {
     fn from(error: ConnectionError) -> Self {
         match error {
             ConnectionError::Start(error) => Self::Start(error),
+            ConnectionError::Host(error) => Self::Host(error),
             ConnectionError::Stop(error) => Self::Stop(error),
         }
     }

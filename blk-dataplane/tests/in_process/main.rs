@@ -6,6 +6,8 @@ mod support;
 
 mod bounce;
 mod config;
+#[cfg(feature = "vhost-user")]
+mod config_change;
 mod counters;
 #[cfg(feature = "vhost-user")]
 mod descriptors;

@@ -38,7 +38,8 @@ fn offers_what_the_device_does_and_no_more() {
         let protocol = wire
             .ask(crate::support::wire::GET_PROTOCOL_FEATURES, &[])
             .value();
-        assert_eq!(protocol, 1 | 1 << 3 | 1 << 9 | 1 << 15);
+        // MQ, REPLY_ACK, BACKEND_REQ, CONFIG, CONFIGURE_MEM_SLOTS.
+        assert_eq!(protocol, 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 15);
         drop(wire);
 
         let ram = GuestRam::new();
