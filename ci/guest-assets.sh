@@ -3,7 +3,8 @@
 # usage: guest-assets.sh [DIRECTORY]   (default: guest/ in cargo's target directory)
 #
 #   vmlinuz     kernel of the package that linux-image-cloud-amd64 stands for
-#   base.cpio   busybox, virtio modules in load order, mkfs.ext4, e2fsck, GNU dd as gdd, /init
+#   base.cpio   busybox, virtio modules in load order, mkfs.ext4, e2fsck, GNU dd as gdd, /init, and util-linux's
+#               blkdiscard, fallocate and lsblk in /usr/bin
 #   fio.cpio    fio and its libraries, apart because they are fourteen times the rest and few tests need them
 #
 # The kernel unpacks archives that simply follow one another, so a test appends its own with /test.sh.
@@ -26,7 +27,7 @@ modules=(virtio_pci virtio_blk loop)
 
 stamp=$(
     cat "${BASH_SOURCE[0]}" "$root/ci/guest-init.sh" | sha256sum
-    for tool in busybox fio mkfs.ext4 e2fsck dd; do
+    for tool in busybox fio mkfs.ext4 e2fsck dd blkdiscard fallocate lsblk; do
         sha256sum <"$(command -v "$tool")"
     done
 )
@@ -136,6 +137,10 @@ copy_program e2fsck "$base"
 # busybox's own programs to any of the same name.
 copy_program dd "$base"
 mv "$base/usr/bin/dd" "$base/usr/bin/gdd"
+# busybox's blkdiscard has no -z, its fallocate no -p, and it has no lsblk. Called by path, for the same reason.
+copy_program blkdiscard "$base"
+copy_program fallocate "$base"
+copy_program lsblk "$base"
 copy_program fio "$work/fio"
 
 # Not compressed: under TCG unpacking costs more than copying, and the file never leaves this machine.

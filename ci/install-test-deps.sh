@@ -15,6 +15,10 @@ needed=(
     dpkg-deb:dpkg                      # unpacks the guest's kernel
     dd:coreutils                       # copied into the guest: writes past its page cache
     flock:util-linux                   # two test programs may ask for the same files at once
+    blkdiscard:util-linux              # copied into the guest: discards and zeroes
+    fallocate:util-linux               # copied into the guest: zeroes that may give storage back
+    lsblk:util-linux                   # copied into the guest: tells what the disk is like
+    losetup:mount                      # a disk of 4096-byte blocks; needs root
 )
 
 # e2fsprogs lives in sbin, which is not on every user's path.

@@ -6,6 +6,7 @@
 mod arguments;
 mod cpu_list;
 mod diagnostics;
+mod features;
 mod inherited_fd;
 mod qemu_hint;
 mod size;
@@ -114,6 +115,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             .map_err(|error| bind_failure(&error))?,
     };
     resize_on(resize, device.clone())?;
+    if arguments.verbose > 0 {
+        let features = features::describe(device.features());
+        say(&format!("blk-dataplane: features {features}\n"));
+    }
     announce(&server, &device)?;
     server
         .serve(&signals)

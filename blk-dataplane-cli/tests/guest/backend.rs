@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -90,6 +90,28 @@ impl Backend {
         &self.socket
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        signal::kill(pid, signal).unwrap();
+    }
+
+    /// Waits until the program has said `text` on stderr.
+    #[track_caller]
+    pub(crate) fn wait_to_say(&self, text: &str) {
+        let deadline = Instant::now() + START_OR_STOP;
+        while !self.stderr().contains(text) {
+            assert!(
+                Instant::now() < deadline,
+                "the program does not say {text:?}"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// What the program has written on stderr so far.
     pub(crate) fn stderr(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap()
@@ -102,8 +124,7 @@ impl Backend {
             self.child.try_wait().unwrap().is_none(),
             "the program ended before it was told to"
         );
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        signal::kill(pid, by).unwrap();
+        self.signal(by);
         let deadline = Deadline::after(START_OR_STOP);
         let status = deadline
             .wait(&mut self.child)

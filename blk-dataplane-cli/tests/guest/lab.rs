@@ -42,6 +42,16 @@ impl Lab {
     }
 }
 
+/// A path as an argument; those of a lab are plain ASCII.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+pub(crate) fn sha256(path: &Path) -> String {
+    let output = run_script(Command::new("sha256sum").arg(path));
+    output.split_whitespace().next().unwrap().to_owned()
+}
+
 pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }

@@ -16,6 +16,9 @@ use crate::lab::Lab;
 /// loaded a machine.
 pub(crate) const GUEST_DEADLINE: Duration = Duration::from_secs(240);
 
+/// Bytes of a guest's console that are printed when its test fails.
+const TAIL: usize = 16 << 10;
+
 /// A guest to be.
 #[derive(Debug)]
 pub(crate) struct Guest<'lab> {
@@ -23,6 +26,7 @@ pub(crate) struct Guest<'lab> {
     name: String,
     qemu: Vec<String>,
     memory: &'static str,
+    cpus: u16,
     disks: usize,
     fio: bool,
     reboots: bool,
@@ -36,13 +40,20 @@ impl<'lab> Guest<'lab> {
             name: name.to_owned(),
             qemu: Vec::new(),
             memory: "512M",
+            cpus: 2,
             disks: 0,
             fio: false,
             reboots: false,
         }
     }
 
-    /// Adds a disk served on `socket`, with two request queues: /dev/vda, then /dev/vdb.
+    /// Gives it so many CPUs, and the disks added from now on as many request queues. Two unless said otherwise.
+    pub(crate) fn cpus(mut self, cpus: u16) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Adds a disk served on `socket`, with a request queue per CPU: /dev/vda, then /dev/vdb.
     pub(crate) fn disk(mut self, socket: &Path) -> Self {
         let id = format!("disk{}", self.disks);
         self.disks += 1;
@@ -50,7 +61,7 @@ impl<'lab> Guest<'lab> {
             "-chardev".to_owned(),
             format!("socket,id={id},path={}", socket.display()),
             "-device".to_owned(),
-            format!("vhost-user-blk-pci,chardev={id},num-queues=2"),
+            format!("vhost-user-blk-pci,chardev={id},num-queues={}", self.cpus),
         ]);
         self
     }
@@ -104,7 +115,7 @@ impl<'lab> Guest<'lab> {
     fn emulator(&self) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        command.args(["-smp", "2"]);
+        command.args(["-smp", &self.cpus.to_string()]);
         match std::env::var("GUEST_ACCEL").as_deref() {
             Err(_) | Ok("tcg") => command.args(["-accel", "tcg,thread=multi"]),
             Ok("kvm") => command.args(["-accel", "kvm", "-cpu", "host"]),
@@ -227,7 +238,8 @@ impl Drop for Running {
         if thread::panicking() {
             for (what, path) in [("console", &self.console), ("QEMU's stderr", &self.errors)] {
                 let text = fs::read(path).unwrap_or_default();
-                let text = String::from_utf8_lossy(&text);
+                // The end tells what it came to; the whole of a guest that oopses in a loop would bury it.
+                let text = String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL)..]);
                 eprintln!("--- guest {}: {what}\n{text}\n---", self.name);
             }
             eprintln!("--- guest {}: reported {:#?}", self.name, self.results);

@@ -5,11 +5,11 @@ stty -F /dev/ttyS1 raw -echo
 exec 3>/dev/ttyS1
 
 # show NAME VALUE...: something for the host to judge
-show() { name=$1; shift; echo "RESULT $name ok $*" >&3; }
+show() { local name=$1; shift; echo "RESULT $name ok $*" >&3; }
 
 # check NAME COMMAND...: the command must succeed
 check() {
-    name=$1; shift
+    local name=$1; shift
     if "$@" >/tmp/output 2>&1; then
         echo "RESULT $name ok" >&3
     else
@@ -20,7 +20,7 @@ check() {
 
 # refuse NAME COMMAND...: the command must fail
 refuse() {
-    name=$1; shift
+    local name=$1; shift
     if "$@" >/tmp/output 2>&1; then
         echo "RESULT $name fail succeeded: $*" >&3
     else
