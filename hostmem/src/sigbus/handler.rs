@@ -41,11 +41,15 @@ pub(super) fn install() -> io::Result<()> {
     let mut ours = previous;
     ours.sa_sigaction = on_sigbus as *const () as usize;
     // The signals blocked are those that the previous handler asked for, and so is whether SIGBUS
-    // itself is among them and whether system calls go on: it may be called from ours. On the
-    // alternate stack, where there is one: the signal may find the ordinary stack exhausted.
-    ours.sa_flags = libc::SA_SIGINFO
-        | libc::SA_ONSTACK
-        | (previous.sa_flags & (libc::SA_NODEFER | libc::SA_RESTART));
+    // itself is among them, whether system calls go on, and which stack: it may be called from ours,
+    // and the alternate stack may be too small for it.
+    let kept = libc::SA_NODEFER | libc::SA_RESTART | libc::SA_ONSTACK;
+    ours.sa_flags = libc::SA_SIGINFO | (previous.sa_flags & kept);
+    if matches!(previous.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) {
+        // Ours alone runs on the alternate stack, where there is one: threads whose ordinary stack is
+        // tiny, such as those of other languages, have one.
+        ours.sa_flags |= libc::SA_ONSTACK;
+    }
     let replaced = sigaction(Some(&ours))?;
     // The same, unless another thread was quicker.
     remember(&replaced);

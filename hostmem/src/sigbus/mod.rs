@@ -89,6 +89,12 @@ static LOSSES: AtomicUsize = AtomicUsize::new(0);
 ///
 /// * The handler belongs to the process and stays until its end. Whoever installs another one
 ///   later must call the one it displaces, as this one does.
+/// * A thread that touches lost memory with `SIGBUS` blocked ends the process: the kernel does not hold
+///   back the signal of a fault. So do not block it in threads that touch guest memory; nor touch
+///   guest memory in a previous handler for it, unless that was installed with `SA_NODEFER`. In
+///   handlers of other signals it is as anywhere.
+/// * A forked process has the guard too, over the same files, but what was lost is counted in each by
+///   itself.
 /// * If the kernel has no memory or no mapping left even for a single page, the signal is passed on
 ///   as if the address were not ours.
 /// * The memory that takes the region's place is charged to this process when it is written to.

@@ -18,7 +18,7 @@ const FRONTEND: u64 = 0x7f00_0000_0000;
 const IN_CHILD: &str = "HOSTMEM_GUARD_CHILD";
 
 /// Runs `test`, which is the caller, in a process of its own. `None` in that process.
-fn child(test: &str) -> Option<ExitStatus> {
+pub(crate) fn child(test: &str) -> Option<ExitStatus> {
     if env::var_os(IN_CHILD).is_some() {
         // A core dump of each would fill the disk.
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).unwrap();
@@ -36,7 +36,7 @@ fn child(test: &str) -> Option<ExitStatus> {
     Some(output.status)
 }
 
-fn assert_killed_by_sigbus(status: ExitStatus) {
+pub(crate) fn assert_killed_by_sigbus(status: ExitStatus) {
     assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
 }
 
@@ -50,7 +50,7 @@ fn foreign_memory() -> GuestMemoryMmap {
     memory
 }
 
-fn truncated_map() -> MemoryMap {
+pub(crate) fn truncated_map() -> MemoryMap {
     let file = MemFile::new("hm-gone", PAGE);
     let map = MemoryMap::new(vec![file.region(0, PAGE, FRONTEND, 0)]).unwrap();
     file.file().set_len(0).unwrap();

@@ -5,4 +5,5 @@ mod memfile;
 
 mod child;
 mod full;
+mod nested;
 mod truncated;
