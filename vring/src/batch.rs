@@ -353,6 +353,21 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_taken_back_after_the_ring_was_found_empty_is_no_reason_to_ask_for_kicks() {
+        let mut queue = Recorder {
+            available: 1,
+            ..Recorder::default()
+        };
+        let mut chain = chain();
+        let mut batch = Batch::new(&mut queue, 2);
+        let head = batch.pop(&mut chain).unwrap().unwrap();
+        assert_eq!(batch.pop(&mut chain), Ok(None));
+        batch.unpop(head).unwrap();
+        assert!(!batch.finish().sleep);
+        assert!(!queue.calls.contains(&"enable"), "{:?}", queue.calls);
+    }
+
+    #[test]
     fn a_dropped_pass_publishes_once_and_a_finished_one_too() {
         let mut queue = Recorder::default();
         drop(Batch::new(&mut queue, 1));

@@ -280,3 +280,20 @@ fn n7_no_wake_up_is_lost_between_two_threads_by_passes() {
         });
     }
 }
+
+#[test]
+fn a_pass_that_finds_the_ring_broken_ends_asleep_with_what_was_pushed_published() {
+    for features in both(PLAIN) {
+        let mut rig = Rig::new(8, features);
+        rig.offer_buffer();
+        let head = rig.pop_head();
+        rig.break_ring();
+        let mut batch = rig.queue.batch(4);
+        assert!(matches!(batch.pop(&mut rig.chain), Err(PopError::Ring(_))));
+        batch.push(head, 0);
+        // Nothing more is fetched, so there is nothing to come back for.
+        let finished = batch.finish();
+        assert!(finished.sleep && finished.notify);
+        assert!(rig.guest.poll_used().is_some());
+    }
+}

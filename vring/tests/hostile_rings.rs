@@ -3,9 +3,12 @@
 
 mod rig;
 
-use rig::{BUFFERS, END, INDIRECT, PLAIN, Rig, TABLE, base_after, both, ends, segment};
-use vm_memory::GuestAddress;
+use std::sync::Arc;
+
+use rig::{BUFFERS, END, INDIRECT, PLAIN, Rig, TABLE, all, base_after, both, ends, segment};
+use vm_memory::{Bytes, GuestAddress};
 use vring::driver::{Driver, F_NEXT};
+use vring::{Chain, Queue, RingFault};
 
 #[test]
 fn a6_a_batch_across_the_wrap_is_published_as_one() {
@@ -187,5 +190,80 @@ fn a15_broken_chains_for_ever_cost_one_pop_each_and_never_the_ring() {
             rig.assert_ring_goes_on();
         }
         assert_eq!((rig.queue.fault(), rig.guest.free()), (None, 8));
+    }
+}
+
+#[test]
+fn a16_a_ring_wiped_while_it_runs_completes_what_is_in_flight() {
+    // A guest that reboots without a word to the device, in either pass of a packed ring.
+    for (features, count) in all().into_iter().flat_map(|f| [(f, 3), (f, 11)]) {
+        let mut rig = Rig::starting_at(8, features, count);
+        for _ in 0..2 {
+            rig.offer_buffer();
+        }
+        let heads = rig.pop_all();
+        let start = rig.config.addresses.descriptor_area;
+        let zeroes = vec![0; usize::try_from(BUFFERS - start.0).unwrap()];
+        rig.memory.write_slice(&zeroes, start).unwrap();
+        if features.packed {
+            assert_eq!(rig.pop(), Ok(None), "zeroes are available in neither pass");
+        } else {
+            let jump = RingFault::AvailIndexJump {
+                avail_idx: 0,
+                next_avail: count + 2,
+                size: 8,
+            };
+            assert_eq!(rig.ring_fault(), jump);
+        }
+        for head in heads {
+            rig.queue.push(head, 1);
+        }
+        assert_eq!(rig.queue.publish(), 2);
+        assert_eq!(rig.queue.in_flight(), 0);
+    }
+}
+
+#[test]
+fn r16_two_queues_on_one_ring_garble_only_the_ring() {
+    // The front-end gives two queues the same addresses.
+    for features in all() {
+        let mut rig = Rig::new(8, features);
+        let mut other = Queue::start(Arc::clone(&rig.memory), &rig.config).unwrap();
+        let mut chain = Chain::for_queue(rig.config.size);
+        let beyond = GuestAddress(BUFFERS);
+        let mut before = vec![0; usize::try_from(END - BUFFERS).unwrap()];
+        rig.memory.read_slice(&mut before, beyond).unwrap();
+        for round in 0..40u16 {
+            for _ in 0..=round % 3 {
+                let _ = rig.guest.add_chain(&[], &[segment(BUFFERS, 8)]);
+            }
+            rig.guest.publish();
+            // Each takes what it finds, and gives it back before or after the other.
+            let mine: Vec<_> = rig.pop_all_until_fault();
+            let theirs: Vec<_> =
+                std::iter::from_fn(|| other.pop(&mut chain).ok().flatten()).collect();
+            assert!(mine.len() <= 8 && theirs.len() <= 8);
+            for head in mine {
+                rig.queue.push(head, 1);
+            }
+            if round % 2 == 0 {
+                rig.queue.publish();
+            }
+            for head in theirs {
+                other.push(head, 2);
+            }
+            other.publish();
+            rig.queue.publish();
+            for queue in [&mut rig.queue, &mut other] {
+                queue.should_notify();
+                queue.disable_notification();
+                queue.enable_notification();
+                assert_eq!(queue.in_flight(), 0);
+            }
+            while rig.guest.poll_used().is_some() {}
+        }
+        let mut after = vec![0; before.len()];
+        rig.memory.read_slice(&mut after, beyond).unwrap();
+        assert!(after == before, "written beside the ring");
     }
 }

@@ -19,8 +19,8 @@ use crate::driver::in_order::Order;
 use crate::notification::need_event;
 use crate::ring_memory::DESCRIPTOR_BYTES;
 use crate::split::descriptor::{Descriptor, F_INDIRECT, F_NEXT};
+use crate::split::notification::{NO_INTERRUPT, NO_NOTIFY};
 use crate::split::rings::SplitRings;
-use crate::split::{NO_INTERRUPT, NO_NOTIFY};
 
 /// The guest side of a split ring. See the [module](super) for what it is for.
 ///
