@@ -387,6 +387,31 @@ fn a_descriptor_no_poller_speaks_for_is_served_while_another_keeps_the_loop_busy
 }
 
 #[test]
+fn once_the_last_descriptor_no_poller_speaks_for_is_removed_nobody_looks_any_more() {
+    let wakeups = within_deadline(|| {
+        let (kick, control) = (EventNotifier::new().unwrap(), EventNotifier::new().unwrap());
+        let mut poll = EventPoll::new(4).unwrap();
+        poll.add_polled(&kick, Token(0)).unwrap();
+        poll.add(&control, Token(1)).unwrap();
+        let registry = poll.registry();
+        let mut turns = Turns {
+            left: 1000,
+            stopper: poll.stopper(),
+        };
+        control.notify().unwrap();
+        let mut busy = BusyPoll::new(PollSettings::OFF);
+        // It leaves while the loop is busy, at the first look.
+        poll.run_polling(&mut busy, &mut [&mut turns], |_| {
+            registry.remove(&control).unwrap();
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        poll.stats().wakeups
+    });
+    assert_eq!(wakeups, 1);
+}
+
+#[test]
 fn each_poller_has_its_turn_and_is_disarmed_when_the_loop_returns() {
     struct Queue<'a> {
         armed: &'a Cell<bool>,
