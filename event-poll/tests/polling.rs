@@ -387,6 +387,47 @@ fn a_descriptor_no_poller_speaks_for_is_served_while_another_keeps_the_loop_busy
 }
 
 #[test]
+fn a_sleep_is_a_look_and_the_turns_until_the_next_are_counted_from_it() {
+    /// Sleeps after every 63 turns with work, ten times.
+    struct Bursts {
+        turn: u32,
+        sleeps: u64,
+        stopper: Stopper,
+    }
+    impl Poller for Bursts {
+        fn poll(&mut self) -> bool {
+            self.turn += 1;
+            !self.turn.is_multiple_of(64)
+        }
+        fn arm(&mut self) -> bool {
+            self.sleeps += 1;
+            if self.sleeps == 10 {
+                self.stopper.stop();
+            }
+            true
+        }
+        fn disarm(&mut self) {}
+    }
+    let counts = within_deadline(|| {
+        let control = EventNotifier::new().unwrap();
+        let mut poll = EventPoll::new(4).unwrap();
+        poll.add(&control, Token(1)).unwrap();
+        // Nobody clears it: no sleep takes long.
+        control.notify().unwrap();
+        let mut bursts = Bursts {
+            turn: 0,
+            sleeps: 0,
+            stopper: poll.stopper(),
+        };
+        let mut busy = BusyPoll::new(PollSettings::OFF);
+        poll.run_polling(&mut busy, &mut [&mut bursts], |_| ControlFlow::Continue(()))
+            .unwrap();
+        (bursts.sleeps, poll.stats().wakeups)
+    });
+    assert_eq!(counts, (10, 10));
+}
+
+#[test]
 fn once_the_last_descriptor_no_poller_speaks_for_is_removed_nobody_looks_any_more() {
     let wakeups = within_deadline(|| {
         let (kick, control) = (EventNotifier::new().unwrap(), EventNotifier::new().unwrap());

@@ -17,6 +17,7 @@ use deadline::within_deadline;
 use event_poll::{EventNotifier, EventPoll, Token};
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::Pid;
 
 static DELIVERED: AtomicUsize = AtomicUsize::new(0);
 
@@ -109,5 +110,56 @@ fn i9_signals_do_not_prolong_or_shorten_a_timeout() {
             stats.wakeups > 1,
             "no signal came during the wait: {stats:?}"
         );
+    });
+}
+
+/// The milliseconds of the `epoll_wait` or `epoll_pwait` that the thread sleeps in, once it does.
+fn sleeping_for(tid: Pid) -> u64 {
+    loop {
+        until_asleep(tid);
+        // Number, then arguments in hexadecimal; "running" if it has been woken meanwhile.
+        let call = std::fs::read_to_string(format!("/proc/self/task/{tid}/syscall")).unwrap();
+        let fields: Vec<_> = call.split(' ').collect();
+        let number = fields[0].parse().ok();
+        if number.is_some_and(|number| WAITS.contains(&number)) {
+            return u64::from_str_radix(fields[4].trim_start_matches("0x"), 16).unwrap();
+        }
+        thread::yield_now();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const WAITS: [libc::c_long; 2] = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+#[cfg(not(target_arch = "x86_64"))]
+const WAITS: [libc::c_long; 1] = [libc::SYS_epoll_pwait];
+
+#[test]
+fn i9_the_wait_after_a_signal_is_for_what_is_left_only() {
+    const TIMEOUT: Duration = Duration::from_secs(1000);
+
+    let _guard = install_handler();
+    within_deadline(|| {
+        let mut poll = EventPoll::new(1).unwrap();
+        let stopper = poll.stopper();
+        let (sender, receiver) = mpsc::channel();
+        let waiter = thread::spawn(move || {
+            sender.send(nix::unistd::gettid()).unwrap();
+            poll.wait(Some(TIMEOUT)).unwrap().len()
+        });
+        let tid = receiver.recv().unwrap();
+        assert_eq!(sleeping_for(tid), 1_000_000);
+        // Some of it passes; the kernel counts whole milliseconds.
+        thread::sleep(Duration::from_millis(5));
+        interrupt(&waiter);
+        // Until it sleeps again, the call before is the one to be seen.
+        loop {
+            let left = sleeping_for(tid);
+            if left != 1_000_000 {
+                assert!(left < 1_000_000, "{left}");
+                break;
+            }
+        }
+        stopper.wake();
+        assert_eq!(waiter.join().unwrap(), 0);
     });
 }

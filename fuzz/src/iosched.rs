@@ -261,6 +261,7 @@ fn check(requests: &[Request], limits: Limits, out: &[Emitted]) {
     let original = apply(requests, 0..requests.len());
     assert_eq!(apply(requests, order.iter().copied()), original);
     check_nothing_left(requests, limits, out);
+    check_retries(requests, out);
 }
 
 /// One merged request by itself.
@@ -319,6 +320,100 @@ fn check_completion(parts: &[Part]) {
     }
 }
 
+/// On a disk with bad cells, a caller that retries singly what `split_completion` tells it to ends each
+/// request once, and leaves the disk, as if none had been merged.
+fn check_retries(requests: &[Request], out: &[Emitted]) {
+    let mut merged_disk = BadDisk::new(requests);
+    let mut single_disk = BadDisk::new(requests);
+    let mut ended = BTreeMap::new();
+    for merged in out {
+        let done = merged_disk.transfer(merged.op, &merged.parts);
+        if let [part] = merged.parts.as_slice() {
+            // Its own failure: reported, not retried.
+            ended.insert(part.tag, done == part.len);
+            continue;
+        }
+        for (part, outcome) in split_completion(&merged.parts, done) {
+            let ok = match outcome {
+                PartOutcome::Complete => true,
+                PartOutcome::Retry => merged_disk.transfer(merged.op, &[part]) == part.len,
+            };
+            assert_eq!(ended.insert(part.tag, ok), None);
+        }
+    }
+    for request in requests {
+        let &Request {
+            op,
+            offset,
+            len,
+            segments,
+            tag,
+        } = request;
+        let part = Part {
+            tag,
+            segments,
+            offset,
+            len,
+        };
+        let ok = single_disk.transfer(op, &[part]) == len;
+        assert_eq!(ended.remove(&tag), Some(ok), "{request:?}");
+    }
+    assert!(ended.is_empty());
+    assert_eq!(merged_disk.cells, single_disk.cells);
+}
+
+/// As the disk of [`apply`], but a transfer ends at the first bad cell.
+struct BadDisk {
+    cuts: Vec<u128>,
+    cells: Vec<Option<u32>>,
+    /// Changes which are bad.
+    salt: u128,
+}
+
+impl BadDisk {
+    fn new(requests: &[Request]) -> Self {
+        let cuts = cuts(requests);
+        Self {
+            cells: vec![None; cuts.len()],
+            cuts,
+            salt: requests.len() as u128,
+        }
+    }
+
+    /// The bytes transferred from the beginning of the first part on.
+    fn transfer(&mut self, op: Op, parts: &[Part]) -> u64 {
+        let mut done = 0;
+        for part in parts {
+            let begin = u128::from(part.offset);
+            let end = begin + u128::from(part.len);
+            let from = self.cuts.partition_point(|&cut| cut < begin);
+            let to = self.cuts.partition_point(|&cut| cut < end);
+            for cell in from..to {
+                // One in eight, scattered.
+                let hash = (self.cuts[cell] ^ self.salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                if op.moves_data() && hash >> 32 & 7 == 0 {
+                    let into = u64::try_from(self.cuts[cell] - begin);
+                    return done + into.expect("less than the part's length");
+                }
+                if matches!(op, Op::Write | Op::Discard | Op::WriteZeroes) {
+                    self.cells[cell] = Some(part.tag);
+                }
+            }
+            done += part.len;
+        }
+        done
+    }
+}
+
+/// The ends of all requests.
+fn cuts(requests: &[Request]) -> Vec<u128> {
+    let cuts: BTreeSet<u128> = requests
+        .iter()
+        .flat_map(|r| [u128::from(r.offset), end(r)])
+        .collect();
+    cuts.into_iter().collect()
+}
+
 fn end(request: &Request) -> u128 {
     u128::from(request.offset) + u128::from(request.len)
 }
@@ -340,11 +435,7 @@ struct Effect {
 }
 
 fn apply(requests: &[Request], order: impl Iterator<Item = usize>) -> Effect {
-    let cuts: BTreeSet<u128> = requests
-        .iter()
-        .flat_map(|r| [u128::from(r.offset), end(r)])
-        .collect();
-    let cuts: Vec<u128> = cuts.into_iter().collect();
+    let cuts = cuts(requests);
     let mut effect = Effect {
         disk: vec![None; cuts.len()],
         reads: BTreeMap::new(),
