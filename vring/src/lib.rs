@@ -32,7 +32,7 @@
 //! publishes is that of the first used descriptor's flags.
 //!
 //! - Configuration is parsed once ([`QueueSize`], [`QueueConfig`]); a started queue has no
-//!   setters.
+//!   setters. A new memory map is taken as a whole ([`Queue::set_memory`]), or the ring stops.
 //! - The three areas are translated to host pointers once, and every word is an atomic, read
 //!   once. All unsafe code is in three modules, `ring_memory`, `split::rings` and
 //!   `packed::rings`.

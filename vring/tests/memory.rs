@@ -88,7 +88,11 @@ fn m13_packed_ring_moves_to_a_new_map_with_work_in_flight_and_staged() {
 
 #[test]
 fn m17_map_without_the_ring_stops_it_and_leaves_the_old_one_alone() {
-    for features in [PLAIN, EVENT_IDX].into_iter().flat_map(both) {
+    let in_order = RingFeatures {
+        in_order: true,
+        ..PLAIN
+    };
+    for features in [PLAIN, EVENT_IDX, in_order].into_iter().flat_map(both) {
         let mut rig = Rig::new(8, features);
         for _ in 0..4 {
             rig.offer_buffer();
