@@ -35,6 +35,11 @@ macro_rules! counters {
             pub fn plus(&self, other: &Self) -> Self {
                 Self { $($name: self.$name.wrapping_add(other.$name),)* }
             }
+
+            /// Each counter by its name, in the order of their declaration: for whoever shows them all.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
         }
     };
 }
@@ -197,6 +202,19 @@ pub struct QueueSnapshot {
     pub write_latency: LatencyHistogram,
     /// The same of flushes, discards and write-zeroes.
     pub other_latency: LatencyHistogram,
+}
+
+impl QueueSnapshot {
+    /// The sum with another reading.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            requests: self.requests.plus(&other.requests),
+            read_latency: self.read_latency.plus(&other.read_latency),
+            write_latency: self.write_latency.plus(&other.write_latency),
+            other_latency: self.other_latency.plus(&other.other_latency),
+        }
+    }
 }
 
 /// Buckets of a histogram. The last begins at 4.6 minutes: whatever takes longer hangs.

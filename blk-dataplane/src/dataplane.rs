@@ -166,6 +166,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             paused: false,
             writeback: true,
         };
+        device.tally().add_queues(&plane.queue_counters);
         plane.start_thread(0)?;
         Ok(plane)
     }
@@ -215,6 +216,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             .map_err(StartError::Thread)?;
         // A thread that cannot start ends by itself.
         outcome.recv().map_err(|_| StartError::Ended)??;
+        self.device.tally().add_thread(&counters);
         self.threads[place] = Some(ThreadHandle {
             commands,
             waker,
@@ -476,6 +478,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         let exits = self.post_all(|reply| Command::Exit { reply });
         for thread in self.threads.iter_mut().filter_map(Option::take) {
             let joined = thread.thread.join().map_err(|_| Gone);
+            self.device.tally().end_thread(&thread.counters);
             ended = ended.and(joined);
         }
         drop(exits);
@@ -559,6 +562,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Drop for DataPlane<M> {
         if let Err(error) = self.shut_down() {
             tracing::error!(%error, "the device did not stop cleanly");
         }
+        self.device.tally().end_queues(&self.queue_counters);
     }
 }
 

@@ -17,10 +17,12 @@ use vring::QueueSize;
 use crate::SECTOR_SIZE;
 use crate::capacity::{Capacity, ConfigSubscription};
 use crate::config_space::{ConfigFields, ConfigSpace, Topology};
+use crate::counters::{CounterSnapshot, QueueSnapshot};
 use crate::image::{Image, ImageError, IoHints};
 use crate::notifier::Notifier;
 use crate::ranges::{RangeKind, RangeLimits};
 use crate::request::{Geometry, ID_LEN};
+use crate::tally::Tally;
 
 /// Request queues offered unless the caller says otherwise. QEMU asks for one per vCPU and refuses
 /// a backend with fewer; a queue that is never set up costs nothing.
@@ -100,6 +102,7 @@ pub struct Device {
     ranges: RangeLimits,
     latencies: bool,
     capacity: Arc<Capacity>,
+    tally: Arc<Tally>,
 }
 
 impl Device {
@@ -140,6 +143,7 @@ impl Device {
             ranges,
             latencies: options.latencies,
             capacity: Arc::new(Capacity::new(capacity)),
+            tally: Arc::default(),
         })
     }
 
@@ -293,6 +297,23 @@ impl Device {
             Backing::Image(image) => image.is_read_only(),
             Backing::Null { .. } => false,
         }
+    }
+
+    /// A reading of the counters of whatever runs this device or any clone of it, added to those of what has run
+    /// it before. From any thread.
+    #[must_use]
+    pub fn counters(&self) -> CounterSnapshot {
+        self.tally.counters()
+    }
+
+    /// The same of queue `index`; `None` if there is no such queue.
+    #[must_use]
+    pub fn queue_counters(&self, index: u16) -> Option<QueueSnapshot> {
+        (index < self.num_queues).then(|| self.tally.queue(usize::from(index)))
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     pub(crate) fn latencies(&self) -> bool {

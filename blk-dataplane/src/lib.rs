@@ -41,6 +41,7 @@ mod image;
 mod notifier;
 mod ranges;
 mod request;
+mod tally;
 mod threads;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;

@@ -125,3 +125,33 @@ fn latencies_that_are_switched_off_are_not_measured() {
     assert_eq!(counters.requests.reads, 10);
     assert_eq!(counters.read_latency.count(), 0);
 }
+
+#[test]
+fn device_counts_over_all_that_have_run_it() {
+    let scratch = Scratch::zeroed(Kind::Disk, 1 << 20);
+    let device = on_threads(Backing::Image(scratch.image()), 2);
+    for round in 1..=3 {
+        let mut vmm = Embedded::new(&device);
+        for index in 0..2 {
+            let mut queue = vmm.queue_with(index, 16, BOTH);
+            times(&mut queue, 2, &Request::write(0, &[1; 4096]), OK);
+        }
+        let counted = || {
+            let queues = [0, 1].map(|index| device.queue_counters(index).unwrap().requests);
+            (
+                device.counters().requests,
+                queues.map(|queue| (queue.writes, queue.bytes_written)),
+            )
+        };
+        let expected = (4 * round, [(2 * round, 2 * 4096 * round); 2]);
+        assert_eq!(counted(), expected, "while it runs");
+        vmm.plane.stop().unwrap();
+        assert_eq!(counted(), expected, "when it has ended");
+    }
+    assert!(device.queue_counters(device.num_queues()).is_none());
+    let by_name = device
+        .counters()
+        .iter()
+        .find(|(name, _)| *name == "requests");
+    assert_eq!(by_name, Some(("requests", 12)));
+}
