@@ -9,7 +9,11 @@ echo "== test-fast: benches"
 cargo test -q --workspace --all-features --exclude blk-dataplane-cli --bench '*'
 # Every test target of the program but the one named guest.
 tests=()
-for file in blk-dataplane-cli/tests/*.rs; do
-    [[ ! -e $file ]] || tests+=(--test "$(basename "$file" .rs)")
+for file in blk-dataplane-cli/tests/*.rs blk-dataplane-cli/tests/*/main.rs; do
+    [[ -e $file ]] || continue
+    name=${file#blk-dataplane-cli/tests/}
+    name=${name%.rs}
+    name=${name%/main}
+    [[ $name == guest ]] || tests+=(--test "$name")
 done
 cargo test -p blk-dataplane-cli --bins "${tests[@]}"

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blk_dataplane::{
-    DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions, ThreadOptions,
+    DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions, MAX_NUM_QUEUES,
+    MAX_THREADS, ThreadOptions,
 };
 use clap::{ArgAction, Parser};
 
@@ -15,10 +16,10 @@ use crate::size::parse_size;
 /// Serves a disk image to virtual machines over vhost-user-blk.
 ///
 /// Serves one front-end after another until SIGTERM or SIGINT, then completes what is in flight,
-/// writes the image out and removes its socket. On SIGHUP it reads the image's size anew: requests up to
-/// the new end are served from then on.
+/// writes the image out and removes its socket. On SIGHUP it reads the image's size anew, serves requests up to
+/// the new end from then on, and has the guest told. On SIGUSR1 it prints its counters on standard error.
 #[derive(Debug, Parser)]
-#[command(name = "blk-dataplane", version, after_help = EXIT_CODES)]
+#[command(name = "blk-dataplane", version, after_help = EXIT_CODES, allow_negative_numbers = true)]
 pub(crate) struct Arguments {
     /// Raw disk image or block device to serve.
     #[arg(long, value_name = "PATH", required_unless_present_any = ["null", "print_capabilities"])]
@@ -52,11 +53,11 @@ pub(crate) struct Arguments {
     pub(crate) fd: Option<i32>,
 
     /// Request queues to offer. A guest uses as many as it has CPUs; unused ones cost nothing.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_NUM_QUEUES)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_NUM_QUEUES)), value_name = "N", default_value_t = DEFAULT_NUM_QUEUES)]
     num_queues: u16,
 
     /// Data threads, at most one per queue [default: one per CPU, up to that].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_THREADS)), value_name = "N")]
     num_threads: Option<u16>,
 
     /// Thread of each queue, counted from 0, like 0,0,1; queues past the list's end are served in turn.
@@ -68,7 +69,7 @@ pub(crate) struct Arguments {
     cpu_affinity: Option<CpuList>,
 
     /// Largest ring to accept, a power of two; the front-end chooses the size in use.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUE_SIZE)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(2..=32_768), value_name = "N", default_value_t = DEFAULT_QUEUE_SIZE)]
     queue_size: u16,
 
     /// Look for work for up to N microseconds before sleeping, if that pays; 0 to sleep at once. More
@@ -84,6 +85,10 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "read_only")]
     no_discard: bool,
 
+    /// Measure how long requests take; SIGUSR1 tells. Costs two readings of the clock per batch of requests.
+    #[arg(long)]
+    latencies: bool,
+
     /// Serial number the guest sees, at most 20 bytes.
     #[arg(long, value_name = "TEXT", default_value = "")]
     serial: String,
@@ -92,7 +97,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) print_capabilities: bool,
 
-    /// Say more on stderr; twice for every ring start and malformed request.
+    /// Say more on stderr: features and connections; twice for every ring start and malformed request; three
+    /// times for every request, which is slow.
     #[arg(short, long, action = ArgAction::Count)]
     pub(crate) verbose: u8,
 }
@@ -131,8 +137,7 @@ impl Arguments {
             queue_size: self.queue_size,
             block_size: self.block_size,
             discard: !self.no_discard,
-            // Nobody could read them.
-            latencies: false,
+            latencies: self.latencies,
             threads: ThreadOptions {
                 count: self.num_threads,
                 queues: self.queue_threads.clone(),

@@ -2,12 +2,14 @@
 
 use tracing_subscriber::filter::LevelFilter;
 
-/// Warnings always, connections with `-v`, rings and malformed requests with `-vv`.
+/// Warnings always, connections with `-v`, rings and malformed requests with `-vv`, and with
+/// `-vvv` each request when it is taken on and when it is answered.
 pub(crate) fn init(verbose: u8) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
-        _ => LevelFilter::DEBUG,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
     tracing_subscriber::fmt()
         .with_max_level(level)

@@ -43,7 +43,7 @@ fn guest_is_told_what_the_program_offers_and_what_the_image_is_like() {
     let all: [(&str, &[&str]); 3] = [
         ("a", &["--serial", "FIRST-DISK-20-BYTES!"]),
         ("b", &["--serial", "read-only", "--read-only"]),
-        ("c", &["--no-discard", "--block-size", "4096"]),
+        ("c", &["--no-discard", "--block-size", "4096", "-vv"]),
     ];
     let mut guest = Guest::new(&lab, "guest");
     for (name, options) in all {
@@ -126,6 +126,17 @@ fn guest_is_told_what_the_program_offers_and_what_the_image_is_like() {
         results.number("discard_granularity_a"),
         fs::metadata(lab.path("a.img")).unwrap().blksize()
     );
+    // The trace points of the original, as an operator sees them: with -v given three times, and not with one.
+    let traced = |backend: &Backend| {
+        let stderr = backend.stderr();
+        ["start", "process_request", "complete_request"].map(|point| {
+            stderr
+                .lines()
+                .any(|line| line.contains("blk_dataplane::trace") && line.contains(point))
+        })
+    };
+    assert_eq!(traced(&backends[0]), [false; 3]);
+    assert_eq!(traced(&backends[2]), [true; 3], "{}", backends[2].stderr());
     for backend in backends {
         backend.stop(Signal::SIGTERM);
     }

@@ -144,6 +144,7 @@ fn guest_of_4_cpus_verifies_on_4_queues_served_by_2_bound_threads() {
             "2",
             "--cpu-affinity",
             &affinity,
+            "--latencies",
         ],
     );
     let mut guest = Guest::new(&lab, "guest")
@@ -201,6 +202,36 @@ END
     for queue in ["queue0", "queue1", "queue2", "queue3"] {
         // An idle queue has next to none.
         assert!(results.number(queue) > 50, "{queue}: {results:?}");
+    }
+    // What an operator is told, though the guest has gone.
+    backend.signal(Signal::SIGUSR1);
+    backend.wait_to_say("queue 3 others:");
+    let said = backend.stderr();
+    for queue in 0..4 {
+        let line = |of: &str| {
+            let start = format!("blk-dataplane: queue {queue}{of}: ");
+            let line = said.lines().find_map(|line| line.strip_prefix(&start));
+            line.unwrap_or_else(|| panic!("no line of queue {queue}{of} in: {said}"))
+        };
+        let counters = line("");
+        let counter = |name: &str| -> u64 {
+            let mut values = counters.split(' ').filter_map(|each| each.split_once('='));
+            let (_, value) = values.find(|(key, _)| *key == name).unwrap();
+            value.parse().unwrap()
+        };
+        // Each job's 10 MiB, written and verified through the queue of its CPU.
+        assert!(counter("bytes_written") >= 10 << 20, "{counters}");
+        assert!(counter("bytes_read") >= 10 << 20, "{counters}");
+        assert!(counter("flushes") > 0, "{counters}");
+        assert_eq!(
+            counter("failed") + counter("refused") + counter("bad_chains"),
+            0,
+            "{counters}"
+        );
+        assert!(
+            line(" writes").starts_with(&format!("{} timed, ", counter("writes"))),
+            "{said}"
+        );
     }
     backend.stop(Signal::SIGTERM);
 }
