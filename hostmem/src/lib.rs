@@ -56,7 +56,7 @@
 //!   [`MmapRegion`](vm_memory::MmapRegion). What these share between threads is model-checked with
 //!   loom.
 //!
-//! # Assumptions
+//! ## Assumptions
 //!
 //! The file is at least as long as the region when it is mapped; this is checked. If it may become
 //! shorter, the program must install [`SigbusGuard`], or demand files sealed with `F_SEAL_SHRINK`.

@@ -180,8 +180,33 @@ unsafe fn pass_on(signal: c_int, code: c_int, info: *mut siginfo_t, context: *mu
                     handler(signal);
                 }
             }
+            if is_notice {
+                stay();
+            }
         }
     }
+}
+
+/// Takes the handler's place again, if the previous handler has given it up to the default action, as the
+/// standard library's does at a signal that means nothing to it. The process lives on, since the signal
+/// does not come again by itself, and is not to lose the guard; the next such signal ends it, as it would
+/// have without us.
+fn stay() {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: async-signal-safe; asks, and writes to `now`.
+    if unsafe { libc::sigaction(libc::SIGBUS, null(), now.as_mut_ptr()) } < 0 {
+        return;
+    }
+    // SAFETY: all zeroes is a valid sigaction, and the kernel has written over it.
+    let mut action = unsafe { now.assume_init() };
+    if action.sa_sigaction != libc::SIG_DFL {
+        return;
+    }
+    PREVIOUS.store(libc::SIG_DFL, Ordering::Release);
+    action.sa_sigaction = on_sigbus as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: async-signal-safe; what is installed is `on_sigbus`, which is made for it.
+    unsafe { libc::sigaction(libc::SIGBUS, &raw const action, null_mut()) };
 }
 
 /// Sees to it that the signal does what it does by default: end the process, with a core dump.

@@ -93,6 +93,8 @@ static LOSSES: AtomicUsize = AtomicUsize::new(0);
 ///   back the signal of a fault. So do not block it in threads that touch guest memory; nor touch
 ///   guest memory in a previous handler for it, unless that was installed with `SA_NODEFER`. In
 ///   handlers of other signals it is as anywhere.
+/// * A previous handler that answers a signal sent by a process by restoring the default action, as the
+///   standard library's does, is not called again; the guard stays.
 /// * A forked process has the guard too, over the same files, but what was lost is counted in each by
 ///   itself.
 /// * If the kernel has no memory or no mapping left even for a single page, the signal is passed on

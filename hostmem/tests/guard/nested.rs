@@ -131,6 +131,37 @@ fn m28_handler_put_on_top_of_the_guard_that_calls_it_keeps_it_working() {
     assert!(status.success(), "{status}");
 }
 
+/// The standard library's handler, which is there before in every program of Rust's, gives its place up for
+/// good at a signal that means nothing to it.
+#[test]
+fn m29_previous_handler_that_gives_its_place_up_leaves_the_guard() {
+    let Some(status) =
+        child("nested::m29_previous_handler_that_gives_its_place_up_leaves_the_guard")
+    else {
+        SigbusGuard::install().unwrap();
+        raise(Signal::SIGBUS).unwrap();
+        let map = truncated_map();
+        map.read_obj::<u8>(GuestAddress(0)).unwrap();
+        assert!(map.check_intact().is_err());
+        return;
+    };
+    assert!(status.success(), "{status}");
+}
+
+/// The place that was given up is the default action's: the next signal ends the process, as it would have.
+#[test]
+fn m29_previous_handler_that_gave_its_place_up_is_not_called_again() {
+    let Some(status) =
+        child("nested::m29_previous_handler_that_gave_its_place_up_is_not_called_again")
+    else {
+        SigbusGuard::install().unwrap();
+        raise(Signal::SIGBUS).unwrap();
+        raise(Signal::SIGBUS).unwrap();
+        unreachable!("alive");
+    };
+    assert_killed_by_sigbus(status);
+}
+
 use unsafe_parts::{in_fork, on_top_calls, put_on_top, set_action};
 
 // UNSAFETY: handlers of the tests' own, and a fork.
