@@ -220,7 +220,8 @@ pub enum StartError {
         /// Its guest-physical address.
         address: u64,
     },
-    /// An area violates its alignment (virtio 1.3 §2.7). The guest's fault, or the front-end's.
+    /// An area violates its alignment (virtio 1.3 §2.7, §2.8.10.1). The guest's fault, or the
+    /// front-end's.
     #[error("{area} at {address:#x} is not {alignment}-aligned")]
     Misaligned {
         /// Which area.
@@ -247,7 +248,8 @@ pub enum StartError {
         "the ring's format (split or packed) differs between the features, the base and the queue"
     )]
     FormatMismatch,
-    /// The base of a packed ring is not below the queue size. The front-end's fault.
+    /// The base of a packed ring is not below the queue size (virtio 1.3 §2.8.1). The front-end's
+    /// fault.
     #[error("base {index} is not below the queue size {size}")]
     BaseOutOfRange {
         /// The position refused.

@@ -10,7 +10,8 @@ use crate::Head;
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainFault {
-    /// A buffer's address plus its length passes the end of the 64-bit address space.
+    /// A buffer's address plus its length passes the end of the 64-bit address space (virtio 1.3
+    /// §2.7.5, §2.8.4: both describe memory, which has an end).
     ///
     /// A buffer ending exactly at 2^64 is refused too: no memory map has its last byte there,
     /// and every later `address + length` can then be plain arithmetic.
@@ -91,7 +92,8 @@ pub enum ChainFault {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingFault {
-    /// The available index is further ahead than the ring is long: it jumped, or went backwards.
+    /// The available index is further ahead than the ring is long: it jumped, or went backwards
+    /// (virtio 1.3 §2.7.6.1, driver MUST NOT decrement it).
     /// The guest's fault; the front-end's if the queue was started with a wrong base.
     #[error("available index {avail_idx} is more than {size} ahead of {next_avail}")]
     AvailIndexJump {
@@ -102,7 +104,8 @@ pub enum RingFault {
         /// The queue size, in entries.
         size: u16,
     },
-    /// Packed ring: a chain has the Buffer ID of one the device still owns. The guest's fault.
+    /// Packed ring: a chain has the Buffer ID of one the device still owns (virtio 1.3 §2.8.21.1: the
+    /// driver takes a free one). The guest's fault.
     #[error("buffer id {id} is already in flight")]
     BufferIdInFlight {
         /// The id given twice.
@@ -117,13 +120,14 @@ pub enum RingFault {
         /// The queue size, less the descriptors of the chains the driver has not got back.
         limit: u16,
     },
-    /// A head was made available while the device still owns it. The guest's fault.
+    /// A head was made available while the device still owns it (virtio 1.3 §2.7.13.1: the driver
+    /// takes a free one). The guest's fault.
     #[error("head {head} is already in flight")]
     HeadInFlight {
         /// The descriptor index offered twice.
         head: u16,
     },
-    /// A head is not an index of the descriptor table. The guest's fault.
+    /// A head is not an index of the descriptor table (virtio 1.3 §2.7.6). The guest's fault.
     #[error("head {head} is not below the queue size {size}")]
     HeadOutOfRange {
         /// The index given.
