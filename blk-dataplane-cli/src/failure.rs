@@ -140,7 +140,10 @@ pub(crate) fn start_failure(error: &StartError) -> Failure {
         ));
     }
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    let mut remedy = "";
+    let mut remedy = match error {
+        StartError::IoQueue(_) => "; fewer data threads (--num-threads) need less",
+        _ => "",
+    };
     while let Some(error) = cause {
         let errno = match (error.downcast_ref::<io::Error>(), error.downcast_ref()) {
             (Some(error), _) => error.raw_os_error().map(Errno::from_raw),

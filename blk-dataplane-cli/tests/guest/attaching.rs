@@ -12,7 +12,7 @@ use crate::machine::{GUEST_DEADLINE, Guest};
 use crate::pattern::{assert_same_bytes, pattern};
 
 #[test]
-fn printed_arguments_attach_the_disk() {
+fn guest_printed_arguments_attach_the_disk() {
     let lab = Lab::enter();
     let image = lab.path("disk.img");
     let backend = Backend::start(
@@ -44,7 +44,7 @@ fn printed_arguments_attach_the_disk() {
 }
 
 #[test]
-fn demo_runs_the_commands_it_is_given() {
+fn guest_demo_runs_the_commands_it_is_given() {
     let lab = Lab::enter();
     let commands = lab.path("commands");
     fs::write(

@@ -69,7 +69,7 @@ fn guest_sees_the_device_that_was_configured() {
 }
 
 #[test]
-fn image_is_byte_for_byte_what_the_guest_wrote() {
+fn guest_image_is_byte_for_byte_what_the_guest_wrote() {
     const SIZE: usize = 48 << 20;
     /// Bytes per request when the guest goes past its page cache, `None` when it goes through it.
     type Direct = Option<usize>;
@@ -134,7 +134,7 @@ fn image_is_byte_for_byte_what_the_guest_wrote() {
 }
 
 #[test]
-fn null_disk_takes_every_write_and_reads_as_zeroes() {
+fn guest_null_disk_takes_every_write_and_reads_as_zeroes() {
     let lab = Lab::enter();
     let backend = Backend::start(&lab, "null", ["--null", "1G"]);
     let results = Guest::new(&lab, "guest")
@@ -155,7 +155,7 @@ fn null_disk_takes_every_write_and_reads_as_zeroes() {
 }
 
 #[test]
-fn read_only_disk_refuses_writes_and_stays_as_it_is() {
+fn guest_read_only_disk_refuses_writes_and_stays_as_it_is() {
     let lab = Lab::enter();
     let image = lab.path("disk.img");
     let mut contents = pattern("keep", 65536);

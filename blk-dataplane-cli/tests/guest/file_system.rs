@@ -9,7 +9,7 @@ use crate::lab::{Lab, run_script, sha256, text};
 use crate::machine::{Guest, Results};
 
 #[test]
-fn ext4_survives_remount_reboot_and_a_second_front_end() {
+fn guest_ext4_survives_remount_reboot_and_a_second_front_end() {
     let lab = Lab::enter();
     let image = lab.path("disk.img");
     let backend = Backend::start(

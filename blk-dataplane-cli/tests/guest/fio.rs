@@ -7,7 +7,7 @@ use crate::lab::{Lab, text};
 use crate::machine::Guest;
 
 #[test]
-fn fio_verifies_random_writes_at_depth_32_on_both_queues() {
+fn guest_fio_verifies_random_writes_at_depth_32_on_both_queues() {
     // 24 MiB each, in sectors.
     const BOTH_JOBS: u64 = 2 * (24 << 20) / 512;
     let lab = Lab::enter();

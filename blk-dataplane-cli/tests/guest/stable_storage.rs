@@ -12,7 +12,7 @@ use crate::machine::Guest;
 use crate::pattern::{assert_same_bytes, pattern};
 
 #[test]
-fn flush_reaches_the_file_before_the_guest_is_told() {
+fn guest_flush_reaches_the_file_before_the_guest_is_told() {
     const ROUNDS: usize = 8;
     let lab = Lab::enter();
     let image = lab.path("disk.img");
