@@ -97,7 +97,7 @@ fn front_end_is_told_of_each_new_capacity_and_reads_it() {
 }
 
 #[test]
-fn later_socket_takes_the_place_of_an_earlier_one_and_ends_with_the_connection() {
+fn c15_later_socket_takes_the_place_of_an_earlier_one_and_ends_with_the_connection() {
     let mut setting = Setting::new();
     let mut wire = setting.front_end();
     let mut first = hand_over(&mut wire);
