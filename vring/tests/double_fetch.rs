@@ -8,9 +8,9 @@ mod rig;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rig::{BUFFERS, INDIRECT, PLAIN, Rig, TABLE, both, ends, packed};
+use rig::{BUFFERS, EVENT_IDX, INDIRECT, PLAIN, Rig, TABLE, both, ends, packed};
 use vm_memory::{Bytes, GuestAddress};
-use vring::driver::{F_INDIRECT, F_NEXT, F_WRITE, RawDescriptor};
+use vring::driver::{EVENT_DESC, EVENT_DISABLE, F_INDIRECT, F_NEXT, F_WRITE, RawDescriptor};
 use vring::{ChainFault, PopError};
 
 /// Pops per test: enough for both values to come up thousands of times.
@@ -179,4 +179,55 @@ fn t4_buffer_id_changed_between_check_and_use_is_taken_once() {
             id == 5
         },
     );
+}
+
+#[test]
+fn t5_event_changed_while_it_is_read_is_the_old_or_the_new_one() {
+    // Neither asks for an interrupt: one names a position outside the ring, the other has DISABLE beside
+    // one that is passed all the time. The position of one with the flags of the other would.
+    const OUTSIDE: (u16, u16) = (100, EVENT_DESC);
+    const DISABLED: (u16, u16) = (1 << 15, EVENT_DISABLE);
+    ends(|| {
+        let mut rig = Rig::new(1, packed(EVENT_IDX));
+        let event_at = rig.config.addresses.driver_area;
+        let store = move |memory: &rig::Memory, (desc, flags): (u16, u16)| {
+            let word = u32::from(desc) | u32::from(flags) << 16;
+            memory
+                .store(word.to_le(), event_at, Ordering::Relaxed)
+                .unwrap();
+        };
+        store(&rig.memory, OUTSIDE);
+        assert!(rig.queue.should_notify(), "the first decision");
+        // The position is one that notifies, with the flags that go with it.
+        store(&rig.memory, (DISABLED.0, EVENT_DESC));
+        rig.offer_buffer();
+        let head = rig.pop_head();
+        rig.complete(head, 0);
+        assert!(rig.queue.should_notify());
+        rig.guest.poll_used().unwrap();
+
+        let stop = Arc::new(AtomicBool::new(false));
+        store(&rig.memory, OUTSIDE);
+        let flipper = std::thread::spawn({
+            let (stop, memory) = (Arc::clone(&stop), Arc::clone(&rig.memory));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    store(&memory, DISABLED);
+                    store(&memory, OUTSIDE);
+                }
+            }
+        });
+        let mut seen = [0u32; 2];
+        while seen.contains(&0) || seen.iter().sum::<u32>() < POPS {
+            rig.offer_buffer();
+            let head = rig.pop_head();
+            rig.complete(head, 0);
+            assert!(!rig.queue.should_notify(), "a request nobody made");
+            rig.guest.poll_used().unwrap();
+            let word: u32 = rig.memory.load(event_at, Ordering::Relaxed).unwrap();
+            seen[usize::from(u32::from_le(word) >> 16 == u32::from(EVENT_DISABLE))] += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        flipper.join().unwrap();
+    });
 }
