@@ -196,7 +196,6 @@ fn t5_event_changed_while_it_is_read_is_the_old_or_the_new_one() {
                 .store(word.to_le(), event_at, Ordering::Relaxed)
                 .unwrap();
         };
-        store(&rig.memory, OUTSIDE);
         assert!(rig.queue.should_notify(), "the first decision");
         // The position is one that notifies, with the flags that go with it.
         store(&rig.memory, (DISABLED.0, EVENT_DESC));
