@@ -56,6 +56,9 @@ pub enum Backing {
         /// Size in bytes, a multiple of 512.
         capacity: u64,
     },
+    /// A disk that a test writes.
+    #[cfg(feature = "testing")]
+    Testing(crate::testing::TestDisk),
 }
 
 impl Backing {
@@ -117,6 +120,8 @@ impl Device {
         let (size, needed) = match &backing {
             Backing::Image(image) => (image.capacity(), image.block_size()),
             Backing::Null { capacity } => (*capacity, SECTOR_SIZE_U32),
+            #[cfg(feature = "testing")]
+            Backing::Testing(disk) => (disk.capacity(), SECTOR_SIZE_U32),
         };
         let block_size = options.block_size.unwrap_or(needed);
         if block_size < needed {
@@ -199,15 +204,9 @@ impl Device {
     fn topology(&self) -> Topology {
         match &self.backing {
             Backing::Image(image) => topology(&image.io_hints(), self.block_size),
-            Backing::Null { .. } => topology(
-                &IoHints {
-                    physical_block: 0,
-                    alignment_offset: 0,
-                    min_io: 0,
-                    opt_io: 0,
-                },
-                self.block_size,
-            ),
+            Backing::Null { .. } => topology(&IoHints::NONE, self.block_size),
+            #[cfg(feature = "testing")]
+            Backing::Testing(_) => topology(&IoHints::NONE, self.block_size),
         }
     }
 
@@ -237,6 +236,8 @@ impl Device {
         self.capacity.set_from(|| match &self.backing {
             Backing::Image(image) => Ok(whole_blocks(image.current_size()?, self.block_size)),
             Backing::Null { capacity } => Ok(whole_blocks(*capacity, self.block_size)),
+            #[cfg(feature = "testing")]
+            Backing::Testing(disk) => Ok(whole_blocks(disk.capacity(), self.block_size)),
         })
     }
 
@@ -296,6 +297,8 @@ impl Device {
         match &self.backing {
             Backing::Image(image) => image.is_read_only(),
             Backing::Null { .. } => false,
+            #[cfg(feature = "testing")]
+            Backing::Testing(_) => false,
         }
     }
 
@@ -345,6 +348,8 @@ fn range_limits(backing: &Backing, block_size: u32, discard: bool) -> RangeLimit
         Backing::Image(image) if image.is_read_only() => return RangeLimits::NONE,
         Backing::Image(image) => image.discard_granularity(),
         Backing::Null { .. } => Some(block_size),
+        #[cfg(feature = "testing")]
+        Backing::Testing(_) => Some(block_size),
     };
     let granularity = granularity.filter(|_| discard);
     RangeLimits {

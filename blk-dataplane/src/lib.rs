@@ -29,6 +29,7 @@
 //! # Features
 //!
 //! - `vhost-user`: the vhost-user-blk server, module `vhost_user`.
+//! - `testing`: module `testing`, a device over a disk that a test writes.
 
 mod capacity;
 mod clock;
@@ -42,6 +43,8 @@ mod notifier;
 mod ranges;
 mod request;
 mod tally;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod threads;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;

@@ -27,10 +27,17 @@
 //! # }
 //! ```
 //!
-//! [`Disk`] is for a disk of your own, such as one that loses power: [`queue_over`] puts a queue on it.
+//! [`PowerLossDisk`] has a write cache and loses power, whatever the queues on it were doing; [`Ledger`] knows
+//! what may be found afterwards. [`Disk`] is for a disk of your own: [`queue_over`] puts a queue on it.
 
+mod dice;
 mod disk;
 mod fault_disk;
+mod ledger;
+mod power_loss;
 
+pub use self::dice::Dice;
 pub use self::disk::{Disk, Operation, Outcome, Refusal, Waker, queue_over};
 pub use self::fault_disk::{Event, FaultDisk, Imitates, Step, SubmitStep};
+pub use self::ledger::{Change, Ledger, Ticket, Violation};
+pub use self::power_loss::{Deeds, Faults, Lie, PowerLossDisk, SECTOR_LEN};

@@ -166,6 +166,8 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 (ioq, image.memory_alignment(), len)
             }
             Backing::Null { .. } => (IoQueue::null(&config)?, 1, 1),
+            #[cfg(feature = "testing")]
+            Backing::Testing(disk) => (disk.queue(&config)?, disk.alignment(), disk.alignment()),
         };
         let alignment = Alignment {
             address: to_usize(address),

@@ -75,6 +75,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         match self.device.backing() {
             Backing::Image(image) if !image.is_read_only() => image.file().sync_data(),
             Backing::Image(_) | Backing::Null { .. } => Ok(()),
+            #[cfg(feature = "testing")]
+            Backing::Testing(disk) => disk.sync(),
         }
     }
 }

@@ -52,6 +52,16 @@ pub(crate) struct IoHints {
     pub(crate) opt_io: u32,
 }
 
+impl IoHints {
+    /// It says nothing.
+    pub(crate) const NONE: Self = Self {
+        physical_block: 0,
+        alignment_offset: 0,
+        min_io: 0,
+        opt_io: 0,
+    };
+}
+
 /// What a block device's driver says.
 pub(super) fn block_device_hints(file: &File) -> io::Result<IoHints> {
     let fd = file.as_raw_fd();

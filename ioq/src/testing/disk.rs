@@ -137,6 +137,24 @@ pub trait Disk: fmt::Debug + Send {
     fn stop(&mut self) {}
 }
 
+impl<D: Disk + ?Sized> Disk for Box<D> {
+    fn submit(&mut self, id: u64, operation: Operation) -> Result<(), Refusal> {
+        (**self).submit(id, operation)
+    }
+
+    fn complete(&mut self) -> Option<(u64, Outcome)> {
+        (**self).complete()
+    }
+
+    fn completions_pending(&self) -> bool {
+        (**self).completions_pending()
+    }
+
+    fn stop(&mut self) {
+        (**self).stop();
+    }
+}
+
 /// Wakes who sleeps on the queue's completion descriptor; usable from any thread.
 #[derive(Clone, Debug)]
 pub struct Waker(Arc<Notifier>);
