@@ -10,7 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vring::driver::{SplitDriver, SplitLayout};
-use vring::{QueueSize, RingFeatures, Segment};
+use vring::{QueueSize, RingBase, RingFeatures, Segment};
 
 use crate::fixture::{BLOCK, BlockFile, Random};
 use crate::{Error, allocations};
@@ -146,7 +146,7 @@ impl Disk {
             QueueSetup {
                 size: u32::from(SIZE),
                 addresses,
-                base: 0,
+                base: RingBase::fresh(features),
                 features: FEATURES,
                 kick: kick.try_clone()?,
                 call: Some(Box::new(call.try_clone()?)),

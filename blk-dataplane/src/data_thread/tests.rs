@@ -2,7 +2,7 @@ use crossbeam_channel::{bounded, unbounded};
 use event_poll::EventNotifier;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vring::driver::SplitLayout;
-use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, SplitQueue};
+use vring::{Queue, QueueConfig, QueueSize, RingBase, RingFeatures};
 
 use super::*;
 use crate::device::{Backing, DEFAULT_NUM_QUEUES, DeviceOptions};
@@ -19,7 +19,7 @@ fn queue_parts(memory: &Arc<Memory>, cache: CacheFeatures) -> Box<QueueParts<Mem
         base: RingBase::Split { next_avail: 0 },
     };
     Box::new(QueueParts {
-        ring: SplitQueue::start(Arc::clone(memory), &config).unwrap(),
+        ring: Queue::start(Arc::clone(memory), &config).unwrap(),
         addresses: config.addresses,
         kick: EventNotifier::new().unwrap(),
         call: None,
@@ -66,7 +66,7 @@ fn b30_writes_are_write_through_while_any_running_queue_needs_it() {
         let (reply, stopped) = bounded(1);
         thread.command(Command::StopQueue { index, reply });
         assert!(!thread.settle());
-        assert_eq!(stopped.recv(), Ok(Some(0)));
+        assert_eq!(stopped.recv(), Ok(Some(RingBase::Split { next_avail: 0 })));
     };
     let set_writeback = |thread: &mut DataThread<Memory>, writeback| {
         let (reply, set) = bounded(1);

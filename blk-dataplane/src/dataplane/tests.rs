@@ -1,4 +1,5 @@
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vring::RingBase;
 use vring::driver::SplitLayout;
 
 use super::*;
@@ -27,7 +28,7 @@ fn thread_starts_with_the_first_queue_it_serves() {
         addresses: SplitLayout::new(GuestAddress(base), QueueSize::new(16).unwrap())
             .unwrap()
             .addresses(),
-        base: 0,
+        base: RingBase::Split { next_avail: 0 },
         features: 1 << 32,
         kick: EventNotifier::new().unwrap(),
         call: None,

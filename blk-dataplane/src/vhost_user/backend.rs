@@ -15,6 +15,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vm_memory::GuestAddress;
+use vring::{RingBase, RingFeatures};
 
 use super::config_channel::ConfigChannel;
 use super::handed::{Handed, Listed};
@@ -169,7 +170,7 @@ impl Backend {
         let setup = QueueSetup {
             size,
             addresses,
-            base: vring.base,
+            base: vring.base(features).map_err(refuse)?,
             features,
             kick,
             call: duplicate(vring.call.as_ref())?,
@@ -184,8 +185,8 @@ impl Backend {
     fn stop(&mut self, index: u16) -> Result<()> {
         if self.is_running(index) {
             let base = self.plane.stop_queue(index).map_err(refuse)?;
-            self.vring(u32::from(index))?.1.base = base;
-            tracing::debug!(vring = index, base, "stopped");
+            self.vring(u32::from(index))?.1.base = Some(base.to_vhost_user());
+            tracing::debug!(vring = index, ?base, "stopped");
         }
         Ok(())
     }
@@ -302,13 +303,12 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let features = RingFeatures::from_virtio(self.features);
         let vring = self.stopped_vring(index)?;
         // R10: a split ring's index has 16 bits; cutting off the rest would start elsewhere.
-        vring.base = u16::try_from(base).map_err(|_| {
-            refuse(format!(
-                "vring {index}: base {base:#x} has more than 16 bits"
-            ))
-        })?;
+        RingBase::from_vhost_user(base, features)
+            .map_err(|error| refuse(format!("vring {index}: {error}")))?;
+        vring.base = Some(base);
         Ok(())
     }
 
@@ -319,11 +319,13 @@ impl VhostUserBackendReqHandlerMut for Backend {
             .map(|(narrow, _)| narrow)
             .and_then(|narrow| {
                 self.stop(narrow)?;
-                Ok(self.vring(index)?.1.base)
+                let features = self.features;
+                let base = self.vring(index)?.1.base(features).map_err(refuse)?;
+                Ok(base.to_vhost_user())
             });
         // There is no way to say no: the reply is the base.
         self.must_close |= stopped.is_err();
-        Ok(VhostUserVringState::new(index, u32::from(stopped?)))
+        Ok(VhostUserVringState::new(index, stopped?))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What a front-end has said about one ring.
 
 use hostmem::MemoryMap;
-use vring::RingAddresses;
+use vring::{ConfigError, RingAddresses, RingBase, RingFeatures};
 
 use super::handed::Listed;
 
@@ -30,9 +30,21 @@ impl FrontendAddresses {
 pub(super) struct VringState {
     pub(super) size: Option<u32>,
     pub(super) addresses: Option<FrontendAddresses>,
-    pub(super) base: u16,
+    /// As `SET_VRING_BASE` had it: what it means depends on the ring's format.
+    pub(super) base: Option<u32>,
     pub(super) enabled: bool,
     /// Kept for a restart; the running queue has duplicates.
     pub(super) call: Option<Listed>,
     pub(super) err: Option<Listed>,
+}
+
+impl VringState {
+    /// Where the ring goes on, in the format of `features`.
+    pub(super) fn base(&self, features: u64) -> Result<RingBase, ConfigError> {
+        let features = RingFeatures::from_virtio(features);
+        self.base.map_or_else(
+            || Ok(RingBase::fresh(features)),
+            |base| RingBase::from_vhost_user(base, features),
+        )
+    }
 }

@@ -21,6 +21,7 @@ mod listening;
 #[cfg(feature = "vhost-user")]
 mod lost_memory;
 mod model;
+mod packed;
 #[cfg(feature = "vhost-user")]
 mod protocol;
 mod ranges;

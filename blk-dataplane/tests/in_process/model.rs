@@ -6,7 +6,9 @@ use proptest::prelude::*;
 
 use crate::support::embedded::Embedded;
 use crate::support::pattern;
-use crate::support::queue::{BLK_FLUSH, Completed, EVENT_IDX, GuestQueue, INDIRECT, VERSION_1};
+use crate::support::queue::{
+    BLK_FLUSH, Completed, EVENT_IDX, GuestQueue, INDIRECT, RING_PACKED, VERSION_1,
+};
 use crate::support::request::{Framing, OK, Request, Table};
 use crate::support::scratch::{Kind, Scratch};
 
@@ -210,11 +212,16 @@ proptest! {
         sizes in [size(), size()],
         event_idx in any::<bool>(),
         indirect in any::<bool>(),
-        flush in any::<bool>(),
+        (flush, packed) in any::<(bool, bool)>(),
         steps in proptest::collection::vec(step(), 1..150),
     ) {
         let mut features = VERSION_1;
-        for (bit, on) in [(EVENT_IDX, event_idx), (INDIRECT, indirect), (BLK_FLUSH, flush)] {
+        for (bit, on) in [
+            (EVENT_IDX, event_idx),
+            (INDIRECT, indirect),
+            (BLK_FLUSH, flush),
+            (RING_PACKED, packed),
+        ] {
             features |= if on { bit } else { 0 };
         }
         let disk = pattern(99, usize::try_from(SECTORS * 512).unwrap());

@@ -9,11 +9,13 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
 use crate::support::front_end::{Served, region_info};
-use crate::support::queue::{CONFIG_WCE, EVENT_IDX, FEATURES, GuestQueue, VERSION_1};
+use crate::support::queue::{CONFIG_WCE, EVENT_IDX, FEATURES, GuestQueue, RING_PACKED, VERSION_1};
 use crate::support::ram::GuestRam;
 use crate::support::request::{Framing, OK, Request, Table};
 use crate::support::scratch::{KINDS, Kind, SERIAL, Scratch, null_device};
-use crate::support::wire::{Answer, NEED_REPLY, PROTOCOL_FEATURES, V1};
+use crate::support::wire::{
+    Answer, NEED_REPLY, PROTOCOL_FEATURES, SET_VRING_BASE, V1, vring_state,
+};
 use crate::support::{eventually, pattern};
 
 const DISK: usize = 1 << 20;
@@ -29,8 +31,9 @@ fn offers_what_the_device_does_and_no_more() {
         let served = Served::new(device);
         let mut wire = served.wire();
         let features = wire.ask(crate::support::wire::GET_FEATURES, &[]).value();
-        // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1.
-        let bits = [2, 6, 9, 10, 12, 28, 29, 30, 32];
+        // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1,
+        // RING_PACKED.
+        let bits = [2, 6, 9, 10, 12, 28, 29, 30, 32, 34];
         let expected = bits.iter().fold(0, |mask, bit| mask | 1 << bit);
         // RO, or else CONFIG_WCE, DISCARD, WRITE_ZEROES.
         let writes = 1 << 11 | 1 << 13 | 1 << 14;
@@ -645,4 +648,41 @@ fn front_end_that_never_asked_for_acknowledgements_gets_none() {
     assert!(wire.send(set_owner, V1 | NEED_REPLY, &[], &[]));
     let features = wire.ask(crate::support::wire::GET_FEATURES, &[]);
     assert!(features.value() & PROTOCOL_FEATURES != 0);
+}
+
+/// The base of a packed ring has 32 bits, which `Frontend` cannot send.
+#[test]
+fn c16_packed_ring_goes_on_at_the_base_that_its_stop_replied() {
+    let scratch = Scratch::new(Kind::Disk, &pattern(1, DISK));
+    let served = Served::new(scratch.device());
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    let features = FEATURES | RING_PACKED;
+    front.negotiate(features);
+    front.set_memory(&[0, 1, 2]);
+    let mut queue = GuestQueue::new(&ram, 0, 32, features);
+    let mut base = queue.fresh().to_vhost_user();
+    assert_eq!(base, 0x8000_8000);
+    for round in 0..30 {
+        front.vhost.set_vring_num(0, 32).unwrap();
+        front
+            .vhost
+            .set_vring_addr(0, &front.ring_addresses(&queue))
+            .unwrap();
+        assert!(
+            front
+                .wire()
+                .acknowledged(SET_VRING_BASE, &vring_state(0, base), &[])
+        );
+        front.set_notifiers(&queue);
+        front.enable(&queue, true);
+        let done = queue.run(&Request::read(round, 512));
+        assert_eq!((done.status, done.len), (Some(OK), 513));
+        assert_eq!(
+            done.data[..],
+            scratch.content()[usize::try_from(round).unwrap() * 512..][..512]
+        );
+        queue.arena.reset();
+        base = front.vhost.get_vring_base(0).unwrap();
+    }
 }

@@ -49,7 +49,7 @@ fn check_ring_fault(breakage: impl Fn(&mut GuestQueue), lost: usize) {
         assert_eq!(vmm.plane.counters().ring_faults, 1);
 
         // C16: stopped and set up anew it works.
-        vmm.plane.stop_queue(0).unwrap();
+        vmm.stop(0);
         let mut again = vmm.queue_with(0, 16, features);
         assert_eq!(again.answer(&Request::read(0, 512)), (Some(OK), 513));
         assert_eq!(other.answer(&Request::read(0, 512)), (Some(OK), 513));
@@ -112,7 +112,7 @@ fn a4_head_that_is_in_flight_stops_the_ring_or_is_a_request_of_its_own() {
         assert_eq!(queue.next().status, Some(OK));
         vmm.plane.drain().unwrap();
         let faults = vmm.plane.counters().ring_faults;
-        let base = vmm.plane.stop_queue(0).unwrap();
+        let base = vmm.stop(0);
         let completions = queue.driver.used_idx();
         assert_eq!(queue.err.test_and_clear().unwrap(), faults == 1);
         assert_eq!(u64::from(completions), 2 - faults);
@@ -129,7 +129,7 @@ fn a6_indices_wrap_from_65535_to_0() {
         for _ in 0..20 {
             assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));
         }
-        assert_eq!(vmm.plane.stop_queue(0).unwrap(), 14);
+        assert_eq!(vmm.stop(0), 14);
     }
 }
 
@@ -208,7 +208,7 @@ fn a12_disabled_queue_consumes_nothing_until_enabled() {
     queue.publish();
     vmm.plane.drain().unwrap();
     assert_eq!(queue.driver.used_idx(), 4);
-    assert_eq!(vmm.plane.stop_queue(0).unwrap(), 4);
+    assert_eq!(vmm.stop(0), 4);
 }
 
 #[test]
@@ -446,7 +446,7 @@ fn c16_x4_restarted_queue_goes_on_where_it_stopped() {
         assert_eq!(queue.answer(&Request::write(cycle, &data)), (Some(OK), 1));
         add_reads(&mut queue, 5);
         queue.publish();
-        let base = vmm.plane.stop_queue(0).unwrap();
+        let base = vmm.stop(0);
         let stopped = queue.snapshot();
         // X4: nobody listens any more.
         queue.kick.notify().unwrap();
@@ -477,7 +477,7 @@ fn x1_after_a_stop_nothing_is_written_to_the_guest_any_more() {
         if round % 2 == 0 {
             queue.next();
         }
-        let base = vmm.plane.stop_queue(0).unwrap();
+        let base = vmm.stop(0);
         assert_eq!(queue.driver.used_idx(), base);
         queue.call.test_and_clear().unwrap();
         let then = queue.snapshot();
@@ -486,7 +486,7 @@ fn x1_after_a_stop_nothing_is_written_to_the_guest_any_more() {
         for _ in 0..10 {
             other.answer(&Request::read(0, 4096));
         }
-        vmm.plane.stop_queue(1).unwrap();
+        vmm.stop(1);
         assert!(queue.snapshot() == then, "written after the stop");
         assert!(
             !queue.call.test_and_clear().unwrap(),
@@ -653,7 +653,7 @@ fn m17_ring_that_the_new_memory_does_not_hold_stops_and_is_reported() {
     vmm.plane.drain().unwrap();
     assert_eq!(queue.ram.read(GuestRam::ring_base(0).0, 4096), published);
     drop(then);
-    assert_eq!(vmm.plane.stop_queue(0).unwrap(), 1);
+    assert_eq!(vmm.stop(0), 1);
     let mut again = vmm.queue(0, 16);
     assert_eq!(again.answer(&Request::read(0, 512)).0, Some(OK));
 }
@@ -693,7 +693,7 @@ fn x4_kick_after_the_stop_is_ignored() {
         let mut vmm = Embedded::new(&on_threads(Backing::null(1 << 20), threads));
         let (mut stopped, mut other) = (vmm.queue(0, 16), vmm.queue(1, 16));
         for _ in 0..20 {
-            let base = vmm.plane.stop_queue(0).unwrap();
+            let base = vmm.stop(0);
             add_reads(&mut stopped, 1);
             stopped.driver.publish();
             let before = stopped.snapshot();

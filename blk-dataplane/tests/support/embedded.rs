@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use blk_dataplane::{DataPlane, Device, Notifier, QueueSetup};
+use vring::RingBase;
 
 use super::Watchdog;
 use super::queue::{FEATURES, GuestQueue};
@@ -15,14 +16,31 @@ pub(crate) struct Embedded {
     _watchdog: Watchdog,
 }
 
+/// Where a ring starts: the next available index of a split ring, or the base of either.
+pub(crate) trait Start {
+    fn base(self) -> RingBase;
+}
+
+impl Start for u16 {
+    fn base(self) -> RingBase {
+        RingBase::Split { next_avail: self }
+    }
+}
+
+impl Start for RingBase {
+    fn base(self) -> RingBase {
+        self
+    }
+}
+
 /// What starts `queue` as it is, from `base`.
-pub(crate) fn setup(queue: &GuestQueue, base: u16) -> QueueSetup {
+pub(crate) fn setup(queue: &GuestQueue, base: impl Start) -> QueueSetup {
     let call: Box<dyn Notifier> = Box::new(queue.call.try_clone().unwrap());
     let err: Box<dyn Notifier> = Box::new(queue.err.try_clone().unwrap());
     QueueSetup {
         size: queue.size(),
         addresses: queue.addresses,
-        base,
+        base: base.base(),
         features: queue.features,
         kick: queue.kick.try_clone().unwrap(),
         call: Some(call),
@@ -47,16 +65,24 @@ impl Embedded {
         GuestQueue::new(&self.ram, index, size, features)
     }
 
-    pub(crate) fn start(&mut self, queue: &GuestQueue, base: u16) {
+    pub(crate) fn start(&mut self, queue: &GuestQueue, base: impl Start) {
         self.plane
             .start_queue(queue.index, setup(queue, base))
             .unwrap();
     }
 
+    /// Stops a split queue; the next available index.
+    pub(crate) fn stop(&mut self, index: u16) -> u16 {
+        match self.plane.stop_queue(index).unwrap() {
+            RingBase::Split { next_avail } => next_avail,
+            base @ RingBase::Packed { .. } => panic!("a packed ring's base: {base:?}"),
+        }
+    }
+
     /// A queue of the guest, started.
     pub(crate) fn queue_with(&mut self, index: u16, size: u32, features: u64) -> GuestQueue {
         let queue = self.prepare(index, size, features);
-        self.start(&queue, 0);
+        self.start(&queue, queue.fresh());
         queue
     }
 

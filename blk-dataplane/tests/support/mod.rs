@@ -9,6 +9,7 @@ pub(crate) mod front_end;
 pub(crate) mod queue;
 pub(crate) mod ram;
 pub(crate) mod request;
+pub(crate) mod ring;
 pub(crate) mod scratch;
 #[cfg(feature = "vhost-user")]
 pub(crate) mod wire;

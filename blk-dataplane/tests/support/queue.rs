@@ -8,16 +8,19 @@ use std::time::Instant;
 use event_poll::EventNotifier;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::GuestAddress;
-use vring::driver::{F_INDIRECT, F_NEXT, F_WRITE, SplitDriver, SplitLayout};
-use vring::{QueueSize, RingAddresses, RingFeatures, Segment};
+use vring::driver::{F_INDIRECT, F_NEXT, F_WRITE, Layout};
+use vring::{QueueSize, RingAddresses, RingBase, RingFeatures, Segment};
 
 use super::DEADLINE;
-use super::ram::{Arena, GuestRam, Memory};
+use super::embedded::Start;
+use super::ram::{Arena, GuestRam};
 use super::request::{Framing, POISON, Request, Table, cut};
+use super::ring::Ring;
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
 pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
+pub(crate) const RING_PACKED: u64 = 1 << 34;
 pub(crate) const BLK_FLUSH: u64 = 1 << 9;
 pub(crate) const CONFIG_WCE: u64 = 1 << 11;
 pub(crate) const BLK_DISCARD: u64 = 1 << 13;
@@ -49,7 +52,7 @@ pub(crate) struct Completed {
 pub(crate) struct GuestQueue {
     pub(crate) index: u16,
     pub(crate) ram: Arc<GuestRam>,
-    pub(crate) driver: SplitDriver<Memory>,
+    pub(crate) driver: Ring,
     pub(crate) addresses: RingAddresses,
     pub(crate) features: u64,
     pub(crate) kick: EventNotifier,
@@ -61,7 +64,8 @@ pub(crate) struct GuestQueue {
 
 impl GuestQueue {
     pub(crate) fn new(ram: &Arc<GuestRam>, index: u16, size: u32, features: u64) -> Self {
-        Self::starting_at(ram, index, size, features, 0)
+        let base = RingBase::fresh(RingFeatures::from_virtio(features));
+        Self::starting_at(ram, index, size, features, base)
     }
 
     pub(crate) fn starting_at(
@@ -69,18 +73,18 @@ impl GuestQueue {
         index: u16,
         size: u32,
         features: u64,
-        base: u16,
+        base: impl Start,
     ) -> Self {
         let size = QueueSize::new(size).unwrap();
-        let layout = SplitLayout::new(GuestRam::ring_base(index), size).unwrap();
-        let driver = SplitDriver::starting_at(
-            Arc::clone(&ram.memory),
+        let ring_features = RingFeatures::from_virtio(features);
+        let layout = Layout::new(GuestRam::ring_base(index), size, ring_features).unwrap();
+        let driver = Ring::starting_at(
+            &ram.memory,
             layout.addresses(),
             size,
-            RingFeatures::from_virtio(features),
-            base,
-        )
-        .unwrap();
+            ring_features,
+            base.base(),
+        );
         Self {
             index,
             ram: Arc::clone(ram),
@@ -93,6 +97,11 @@ impl GuestQueue {
             arena: GuestRam::arena(index),
             pending: HashMap::new(),
         }
+    }
+
+    /// Where its ring starts.
+    pub(crate) fn fresh(&self) -> RingBase {
+        RingBase::fresh(RingFeatures::from_virtio(self.features))
     }
 
     pub(crate) fn size(&self) -> u32 {
@@ -160,7 +169,6 @@ impl GuestQueue {
                 let table = self.arena.take(16 * count, 16, 0);
                 self.driver
                     .add_indirect(GuestAddress(table), readable, writable)
-                    .unwrap()
             }
             Table::Mixed(direct) => self.add_mixed(readable, writable, direct),
         };

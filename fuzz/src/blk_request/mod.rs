@@ -18,7 +18,7 @@ use blk_dataplane::{CounterSnapshot, QueueSetup};
 use event_poll::EventNotifier;
 use vm_memory::GuestAddress;
 use vring::driver::{SplitDriver, SplitLayout};
-use vring::{QueueSize, RingAddresses, RingFeatures};
+use vring::{QueueSize, RingAddresses, RingBase, RingFeatures};
 
 use self::expect::Certainty;
 use self::framing::Framer;
@@ -108,7 +108,7 @@ impl<'a> Rig<'a> {
         let setup = QueueSetup {
             size: u32::from(self.size.get()),
             addresses: self.addresses,
-            base: self.next_avail,
+            base: self.base(),
             features: self.features,
             kick: self.kick.try_clone().expect("descriptors are left"),
             call: Some(Box::new(
@@ -191,13 +191,19 @@ impl<'a> Rig<'a> {
         true
     }
 
+    fn base(&self) -> RingBase {
+        RingBase::Split {
+            next_avail: self.next_avail,
+        }
+    }
+
     /// Makes the batch available while control does something else.
     fn publish(&mut self, control: Control) {
         let told = "the data thread lives";
         match control {
             Control::Restart => {
                 let base = self.served.plane.stop_queue(0).expect("it runs");
-                assert_eq!(base, self.next_avail);
+                assert_eq!(base, self.base());
                 self.guest.publish();
                 self.start();
             }
@@ -316,7 +322,7 @@ impl<'a> Rig<'a> {
         }
         assert_eq!(
             self.served.plane.stop_queue(0).expect("it runs"),
-            self.next_avail
+            self.base()
         );
         assert!(self.guest.poll_used().is_none(), "a completion of nothing");
     }
