@@ -197,9 +197,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         };
         let cpu = self.device.cpu_of(number);
         let (started, outcome) = bounded(1);
+        // What the thread has to say is said of the same device as what its starter says.
+        let span = tracing::Span::current();
         let thread = std::thread::Builder::new()
             .name(format!("blk-data-{number}"))
             .spawn(move || {
+                let _named = span.enter();
                 // Bound first: what the thread allocates is then near its processor.
                 match cpu
                     .map_or(Ok(()), bind)

@@ -27,7 +27,8 @@ mod connection;
 mod handed;
 mod listener;
 mod server;
+mod serving;
 mod vring_state;
 
-pub use listener::BindError;
+pub use listener::{BindError, SocketOptions};
 pub use server::{ServeError, Server};

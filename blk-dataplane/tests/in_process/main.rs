@@ -27,4 +27,6 @@ mod protocol;
 mod ranges;
 mod requests;
 mod rings;
+#[cfg(feature = "vhost-user")]
+mod several;
 mod threads;
