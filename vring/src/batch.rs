@@ -2,7 +2,7 @@
 
 use std::mem::ManuallyDrop;
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use crate::chain::Chain;
 use crate::fault::PopError;
@@ -25,7 +25,7 @@ pub trait Virtqueue {
 /// Makes a queue's methods those of the trait, and gives it `batch`.
 macro_rules! impl_virtqueue {
     ($($queue:ident),*) => {$(
-        impl<M: GuestMemoryBackend> Virtqueue for $queue<M> {
+        impl<M: GuestMemory> Virtqueue for $queue<M> {
             #[inline]
             fn pop(&mut self, chain: &mut Chain) -> Result<Option<Head>, PopError> {
                 self.pop(chain)
@@ -62,7 +62,7 @@ macro_rules! impl_virtqueue {
             }
         }
 
-        impl<M: GuestMemoryBackend> $queue<M> {
+        impl<M: GuestMemory> $queue<M> {
             /// Begins a pass that pops up to `limit` chains and pushes any number, in the one order
             /// that loses no wake-up and never takes for ever. See [`Batch`].
             #[inline]

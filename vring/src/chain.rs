@@ -1,6 +1,6 @@
 //! A descriptor chain as owned values, and copying in and out of its buffers.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::{ChainFault, QueueSize};
 
@@ -152,7 +152,7 @@ impl Chain {
     ///
     /// [`BufferError`] if a buffer is not in `memory`; `buf` then holds the bytes before it.
     #[inline]
-    pub fn copy_from_readable<M: GuestMemoryBackend>(
+    pub fn copy_from_readable<M: GuestMemory>(
         &self,
         memory: &M,
         offset: u64,
@@ -179,7 +179,7 @@ impl Chain {
     /// [`BufferError`] if a buffer is not in `memory`; the bytes before it are written, and
     /// [`BufferError::completed`] says how many, for the used length.
     #[inline]
-    pub fn copy_to_writable<M: GuestMemoryBackend>(
+    pub fn copy_to_writable<M: GuestMemory>(
         &self,
         memory: &M,
         offset: u64,

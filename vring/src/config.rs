@@ -231,8 +231,9 @@ pub enum StartError {
         /// The alignment required, in bytes.
         alignment: usize,
     },
-    /// An area is not wholly inside one region of guest memory. The guest's fault, or the
-    /// front-end's (wrong address, or a memory table without the ring).
+    /// An area is not wholly inside one region of guest memory, or an IOMMU does not let the device
+    /// use it. The guest's fault, or the front-end's (wrong address, or a memory table without the
+    /// ring).
     #[error("{area} of {len} bytes at {address:#x} is not inside one memory region")]
     NotMapped {
         /// Which area.

@@ -1,7 +1,7 @@
 //! An indirect table: the part of its rules that both ring formats share (virtio 1.3 §2.7.5.3,
 //! §2.8.7).
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::chain::MAX_INDIRECT_DESCRIPTORS;
 use crate::fault::ChainFault;
@@ -18,7 +18,7 @@ pub(crate) enum IndirectTable<'a, M> {
     Scattered(ScatteredTable<'a, M>),
 }
 
-impl<'a, M: GuestMemoryBackend> IndirectTable<'a, M> {
+impl<'a, M: GuestMemory> IndirectTable<'a, M> {
     /// Finds the table that an indirect descriptor, which may be where it is, points to. WRITE on
     /// that descriptor means nothing (§2.7.5.3.2, §2.8.7; row D16).
     ///
@@ -32,7 +32,9 @@ impl<'a, M: GuestMemoryBackend> IndirectTable<'a, M> {
         }
         // All of it must be there, not only the entries that happen to be reached (row D15).
         let table_len = usize::from(entries) * DESCRIPTOR_LEN;
-        if !GuestMemoryBackend::check_range(memory, GuestAddress(address), table_len) {
+        // No table wraps, and vm-memory's IOMMU adds the two without asking.
+        let wraps = address.checked_add(u64::from(len)).is_none();
+        if wraps || !memory.check_range(GuestAddress(address), table_len, Permissions::Read) {
             return Err(ChainFault::IndirectTableUnmapped { address, len });
         }
         Ok(Self::Scattered(ScatteredTable {
@@ -52,7 +54,7 @@ pub(crate) struct ScatteredTable<'a, M> {
     entries: u16,
 }
 
-impl<M: GuestMemoryBackend> ScatteredTable<'_, M> {
+impl<M: GuestMemory> ScatteredTable<'_, M> {
     /// The number of entries.
     pub(crate) const fn entries(&self) -> u16 {
         self.entries

@@ -12,7 +12,7 @@
 //! [`PackedQueue`] (§2.8) one each, with the same operations.
 //!
 //! A virtual machine monitor that only wants a ring depends on this crate alone: guest memory is
-//! any [`vm_memory::GuestMemoryBackend`].
+//! any [`vm_memory::GuestMemory`], behind an IOMMU or not.
 //!
 //! # Design
 //!
@@ -50,14 +50,14 @@
 //!
 //! ```
 //! use vring::{Chain, Finished, PopError, Queue};
-//! use vm_memory::GuestMemoryBackend;
+//! use vm_memory::GuestMemory;
 //!
 //! /// Chains taken before others get their turn: the guest may publish as fast as they are taken.
 //! const BATCH_MAX: u16 = 64;
 //!
 //! /// One pass over the queue. True: the ring is empty, sleep until the guest kicks. False: come
 //! /// back once other queues have had their turn.
-//! fn serve<M: GuestMemoryBackend>(
+//! fn serve<M: GuestMemory>(
 //!     queue: &mut Queue<M>,
 //!     chain: &mut Chain,
 //!     interrupt: impl FnOnce(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use crate::base::RingBase;
 use crate::chain::Chain;
@@ -75,7 +75,7 @@ macro_rules! forward {
     };
 }
 
-impl<M: GuestMemoryBackend> Queue<M> {
+impl<M: GuestMemory> Queue<M> {
     /// Starts a queue of the format that `config.features` says.
     ///
     /// # Errors

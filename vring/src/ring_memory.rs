@@ -4,10 +4,11 @@
 //!
 //! A ring keeps an `Arc` of the memory its pointers lead into. Holding it is holding a shared
 //! borrow of the memory object for as long as the ring lives: nobody can move the object, drop it
-//! or get `&mut` to it. [`GuestMemoryBackend::get_slice`] promises its slice for as long as
-//! such a borrow lasts, and the trait forbids interior mutability besides, so the translation
-//! cannot change underneath. (vm-memory's `GuestMemory`, the trait that may sit on an IOMMU,
-//! promises neither, since a mapping may be revoked at any time; so a ring asks for the backend.)
+//! or get `&mut` to it. [`GuestMemory::get_slices`] promises its slices for as long as such a
+//! borrow lasts, so there is memory behind the pointers until then. With an IOMMU the slices
+//! promise no more than that: a mapping that is revoked later leads a ring to memory that the guest
+//! may have given another use, which is for its owner to end
+//! ([`set_memory`](crate::Queue::set_memory)), and never to memory that is not there.
 //!
 //! # Why the accesses are sound
 //!
@@ -22,8 +23,11 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use vm_memory::bitmap::{BS, Bitmap, BitmapSlice};
 use vm_memory::volatile_memory::PtrGuardMut;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{
+    Address, GuestAddress, GuestMemory, GuestMemoryBackend, Permissions, VolatileSlice,
+};
 
 use crate::config::{RingArea, StartError};
 
@@ -45,13 +49,14 @@ pub(crate) struct Area {
 
 impl Area {
     /// Translates `len` bytes at `address`, which must be `alignment`-aligned both in the guest
-    /// and in the host, and lie in one region.
-    pub(crate) fn translate<M: GuestMemoryBackend>(
+    /// and in the host, lie in one region, and be the device's for `access`.
+    pub(crate) fn translate<M: GuestMemory>(
         memory: &M,
         area: RingArea,
         address: GuestAddress,
         len: usize,
         alignment: usize,
+        access: Permissions,
     ) -> Result<Self, StartError> {
         let address = address.0;
         let aligned = usize::try_from(address).is_ok_and(|a| a.is_multiple_of(alignment));
@@ -66,20 +71,45 @@ impl Area {
         if overflows {
             return Err(StartError::AddressOverflow { area, address, len });
         }
-        let not_mapped = StartError::NotMapped { area, address, len };
-        let slice = memory
-            .get_slice(GuestAddress(address), len)
-            .map_err(|_| not_mapped)?;
-        // A backend's word for the length is not taken where a pointer depends on it.
-        if slice.len() != len {
-            return Err(not_mapped);
-        }
-        let guard = slice.ptr_guard_mut();
-        let base = NonNull::new(guard.as_ptr()).ok_or(not_mapped)?;
-        if !base.addr().get().is_multiple_of(alignment) {
+        let found = Self::find(memory, GuestAddress(address), len, access)
+            .ok_or(StartError::NotMapped { area, address, len })?;
+        if !found.base.addr().get().is_multiple_of(alignment) {
             return Err(StartError::HostMisaligned { area, address });
         }
-        Ok(Self {
+        Ok(found)
+    }
+
+    /// `len` bytes at `address`, if they are in one piece.
+    #[inline]
+    fn find<M: GuestMemory>(
+        memory: &M,
+        address: GuestAddress,
+        len: usize,
+        access: Permissions,
+    ) -> Option<Self> {
+        // Without an IOMMU this is known when it is compiled, and the memory's own look-up is the
+        // shortest way.
+        match memory.physical_memory() {
+            Some(backend) => Self::of(&backend.get_slice(address, len).ok()?, len),
+            None => {
+                // vm-memory's IOMMU adds the two without asking.
+                address.checked_add(u64::try_from(len).ok()?)?;
+                let mut slices = memory.get_slices(address, len, access).ok()?;
+                Self::of(&slices.next()?.ok()?, len)
+            }
+        }
+    }
+
+    #[inline]
+    fn of<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, len: usize) -> Option<Self> {
+        // Behind an IOMMU the first piece may not be all. And nobody's word for the length is taken
+        // where a pointer depends on it.
+        if slice.len() != len {
+            return None;
+        }
+        let guard = slice.ptr_guard_mut();
+        let base = NonNull::new(guard.as_ptr())?;
+        Some(Self {
             base,
             len,
             _guard: guard,
@@ -158,6 +188,38 @@ fn fits(base: NonNull<u8>, len: usize, offset: usize, width: usize) -> bool {
     end.is_some_and(|end| end <= len) && start.is_some_and(|s| s.is_multiple_of(width.min(8)))
 }
 
+/// Whether the memory keeps a dirty bitmap. One of size zero (`()`, no tracking) cannot even know
+/// which range it speaks of, so for it the marking compiles to nothing.
+#[inline]
+pub(crate) const fn tracks_writes<'a, M: GuestMemory + 'a>() -> bool {
+    size_of::<BS<'a, M::Bitmap>>() != 0
+}
+
+/// Marks `len` bytes at `address`, part of a ring's area, in the memory's dirty bitmap, if it has one.
+///
+/// The bitmap's handle borrows the region, so it is looked up again: once per batch, and only while
+/// there is a bitmap. The area was found at start, so the look-up finds it again, unless an IOMMU's
+/// mapping was revoked since: then there is no address to mark.
+#[inline]
+pub(crate) fn mark_dirty<M: GuestMemory>(memory: &M, address: GuestAddress, len: usize) {
+    if !tracks_writes::<M>() {
+        return;
+    }
+    match memory.physical_memory() {
+        Some(backend) => {
+            if let Ok(slice) = backend.get_slice(address, len) {
+                slice.bitmap().mark_dirty(0, len);
+            }
+        }
+        None => {
+            let slices = memory.get_slices(address, len, Permissions::Write);
+            for slice in slices.into_iter().flatten().flatten() {
+                slice.bitmap().mark_dirty(0, slice.len());
+            }
+        }
+    }
+}
+
 /// An indirect table that lies in one region, 8-aligned in the host: what nearly every driver
 /// sends.
 pub(crate) struct AlignedTable<'a> {
@@ -171,24 +233,15 @@ impl<'a> AlignedTable<'a> {
     /// Translates the table, or `None` if it takes the slow way: it spans regions, is not
     /// aligned, or is not there at all.
     #[inline]
-    pub(crate) fn translate<M: GuestMemoryBackend>(
+    pub(crate) fn translate<M: GuestMemory>(
         memory: &'a M,
         address: u64,
         entries: u16,
     ) -> Option<Self> {
         let len = usize::from(entries) * DESCRIPTOR_LEN;
-        let slice = memory.get_slice(GuestAddress(address), len).ok()?;
-        if slice.len() != len {
-            return None;
-        }
-        let guard = slice.ptr_guard_mut();
-        let base = NonNull::new(guard.as_ptr())?;
-        base.addr().get().is_multiple_of(8).then_some(Self {
-            area: Area {
-                base,
-                len,
-                _guard: guard,
-            },
+        let area = Area::find(memory, GuestAddress(address), len, Permissions::Read)?;
+        area.base.addr().get().is_multiple_of(8).then_some(Self {
+            area,
             entries,
             _memory: std::marker::PhantomData,
         })
@@ -226,8 +279,16 @@ mod tests {
     #[test]
     fn an_area_ending_with_its_region_is_whole() {
         let mem = memory();
-        let area =
-            Area::translate(&mem, RingArea::DeviceArea, GuestAddress(0x1ff0), 16, 4).unwrap();
+        let access = Permissions::ReadWrite;
+        let area = Area::translate(
+            &mem,
+            RingArea::DeviceArea,
+            GuestAddress(0x1ff0),
+            16,
+            4,
+            access,
+        )
+        .unwrap();
         assert!(area.word_fits(12, 4));
         assert!(!area.word_fits(14, 4));
         assert!(!area.word_fits(16, 2));

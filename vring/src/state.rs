@@ -5,7 +5,7 @@ mod raw;
 
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use crate::base::RingBase;
 use crate::config::{QueueConfig, StartError};
@@ -111,7 +111,7 @@ pub enum RestoreError {
     },
 }
 
-impl<M: GuestMemoryBackend> SplitQueue<M> {
+impl<M: GuestMemory> SplitQueue<M> {
     /// The state of an idle queue; see [`QueueState`].
     ///
     /// # Errors
@@ -153,7 +153,7 @@ impl<M: GuestMemoryBackend> SplitQueue<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> PackedQueue<M> {
+impl<M: GuestMemory> PackedQueue<M> {
     /// The state of an idle queue; see [`QueueState`].
     ///
     /// # Errors
@@ -186,7 +186,7 @@ impl<M: GuestMemoryBackend> PackedQueue<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> Queue<M> {
+impl<M: GuestMemory> Queue<M> {
     /// The state of an idle queue; see [`QueueState`].
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Chains as a driver adds them and gets them back, in either format.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::chain::Segment;
 use crate::ring_memory::DESCRIPTOR_LEN;
@@ -114,7 +114,7 @@ pub(super) fn table_entries(
 /// Writes a chain into an indirect table at `table`, whose entry `index` is `encode(index, segment,
 /// flag of its direction)`.
 #[inline]
-pub(super) fn write_table<M: GuestMemoryBackend>(
+pub(super) fn write_table<M: GuestMemory>(
     memory: &M,
     table: GuestAddress,
     readable: &[Segment],
@@ -127,9 +127,16 @@ pub(super) fn write_table<M: GuestMemoryBackend>(
         address: table.0,
         entries,
     };
-    let slice = memory
-        .get_slice(table, entries * DESCRIPTOR_LEN)
+    let len = entries * DESCRIPTOR_LEN;
+    // vm-memory's IOMMU adds the two without asking.
+    table.checked_add(len as u64).ok_or(no_room)?;
+    let mut slices = memory
+        .get_slices(table, len, Permissions::Write)
         .map_err(|_| no_room)?;
+    let slice = slices.next().and_then(Result::ok).ok_or(no_room)?;
+    if slice.len() != len {
+        return Err(no_room);
+    }
     for ((segment, write), index) in directed(readable, writable).zip(0..count) {
         let words = encode(index, segment, write).map(u64::to_ne_bytes);
         slice

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemory};
 
 use crate::base::RingBase;
 use crate::chain::Segment;
@@ -52,7 +52,7 @@ macro_rules! forward {
     };
 }
 
-impl<M: GuestMemoryBackend> Driver<M> {
+impl<M: GuestMemory> Driver<M> {
     /// Sets up an empty ring at `addresses`, with all its words zero.
     ///
     /// # Errors

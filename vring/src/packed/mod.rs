@@ -15,7 +15,7 @@ mod walk;
 use std::fmt;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use self::descriptor::{Tail, used_flags};
 use self::event::EventSuppression;
@@ -128,7 +128,7 @@ impl<M> fmt::Debug for PackedQueue<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> PackedQueue<M> {
+impl<M: GuestMemory> PackedQueue<M> {
     /// Starts a queue: translates the three areas, and asks for kicks, whatever a predecessor left
     /// behind.
     ///

@@ -3,13 +3,13 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::PackedQueue;
 use super::event::EventSuppression;
 use super::position::to_position;
 
-impl<M: GuestMemoryBackend> PackedQueue<M> {
+impl<M: GuestMemory> PackedQueue<M> {
     /// Decides whether the driver is to be interrupted, once for everything published since the
     /// last decision.
     ///

@@ -1,10 +1,10 @@
 //! What `VIRTIO_F_IN_ORDER` changes (virtio 1.3 §2.8.8). Kept out of the way of queues without it.
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::PackedQueue;
 
-impl<M: GuestMemoryBackend> PackedQueue<M> {
+impl<M: GuestMemory> PackedQueue<M> {
     /// The rest of a pop: `writable` bytes, or `None` for a chain that is broken.
     #[inline(never)]
     pub(super) fn arrive_in_order(&mut self, slot: u16, writable: Option<u64>) {

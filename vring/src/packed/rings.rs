@@ -8,8 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use vm_memory::bitmap::{Bitmap, MS};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use super::descriptor::Tail;
 use super::event::EventSuppression;
@@ -18,7 +17,7 @@ use super::layout::{
     descriptor_ring_len,
 };
 use crate::config::{QueueSize, RingAddresses, RingArea, StartError};
-use crate::ring_memory::{Area, DESCRIPTOR_LEN};
+use crate::ring_memory::{Area, DESCRIPTOR_LEN, mark_dirty, tracks_writes};
 
 /// A packed ring in memory. It has no opinion on who may write what: both sides of a queue use
 /// it.
@@ -56,7 +55,7 @@ impl<M> fmt::Debug for PackedRings<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> PackedRings<M> {
+impl<M: GuestMemory> PackedRings<M> {
     /// Translates the three areas. Areas that overlap one another are accepted: every access is
     /// an atomic on its own, so a guest that does this only garbles its own ring (row R7).
     pub(crate) fn translate(
@@ -71,6 +70,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
                 addresses.descriptor_area,
                 descriptor_ring_len(size.get()),
                 DESCRIPTOR_RING_ALIGNMENT,
+                Permissions::ReadWrite,
             )?,
             driver_event: Area::translate(
                 &*memory,
@@ -78,6 +78,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
                 addresses.driver_area,
                 EVENT_SUPPRESSION_LEN,
                 EVENT_SUPPRESSION_ALIGNMENT,
+                Permissions::Read,
             )?,
             device_event: Area::translate(
                 &*memory,
@@ -85,6 +86,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
                 addresses.device_area,
                 EVENT_SUPPRESSION_LEN,
                 EVENT_SUPPRESSION_ALIGNMENT,
+                Permissions::Write,
             )?,
             size,
             mask: size.get() - 1,
@@ -166,7 +168,11 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
     #[inline]
     pub(crate) fn store_device_event(&self, event: EventSuppression) {
         event_word(&self.device_event).store(event.to_word(), Ordering::Relaxed);
-        self.mark_dirty(self.addresses.device_area, EVENT_SUPPRESSION_LEN);
+        mark_dirty(
+            &*self.memory,
+            self.addresses.device_area,
+            EVENT_SUPPRESSION_LEN,
+        );
     }
 
     /// Records that the device wrote used descriptors among those from `first` up to, and without,
@@ -176,7 +182,7 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
     /// the page again, whereas a mark before the write could be cleared and the write missed.
     #[inline]
     pub(crate) fn mark_used_dirty(&self, first: u16, end: u16) {
-        if !Self::tracks_writes() {
+        if !tracks_writes::<M>() {
             return;
         }
         let entries = usize::from(self.size.get());
@@ -188,31 +194,8 @@ impl<M: GuestMemoryBackend> PackedRings<M> {
             if count != 0 {
                 let offset = first * DESCRIPTOR_LEN;
                 let address = GuestAddress(self.addresses.descriptor_area.0 + offset as u64);
-                self.mark_dirty(address, count * DESCRIPTOR_LEN);
+                mark_dirty(&*self.memory, address, count * DESCRIPTOR_LEN);
             }
-        }
-    }
-
-    /// Whether the memory keeps a dirty bitmap. One of size zero (`()`, no tracking) cannot even
-    /// know which range it speaks of, so for it the marking compiles to nothing.
-    const fn tracks_writes<'a>() -> bool
-    where
-        M: 'a,
-    {
-        size_of::<MS<'a, M>>() != 0
-    }
-
-    /// Marks part of an area in the region's dirty bitmap.
-    #[inline]
-    fn mark_dirty(&self, address: GuestAddress, len: usize) {
-        if !Self::tracks_writes() {
-            return;
-        }
-        // The bitmap's handle borrows the region, so it is looked up again, but only while there
-        // is a bitmap. The area was checked at start and the map is immutable, so the lookup
-        // finds it again.
-        if let Ok(slice) = self.memory.get_slice(address, len) {
-            slice.bitmap().mark_dirty(0, len);
         }
     }
 
@@ -241,7 +224,7 @@ fn event_word(area: &Area) -> &AtomicU32 {
 
 /// The words that only a driver writes, and those it reads of the device's.
 #[cfg(feature = "driver")]
-impl<M: GuestMemoryBackend> PackedRings<M> {
+impl<M: GuestMemory> PackedRings<M> {
     #[inline]
     pub(crate) fn store_address(&self, index: u16, address: u64) {
         let [word, _] = self.halves(index);

@@ -1,6 +1,6 @@
 //! From the first descriptor of a chain to its buffers, in bounded steps, over any ring contents.
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::descriptor::Tail;
 use super::rings::PackedRings;
@@ -29,7 +29,7 @@ pub(super) enum Broken {
 /// Collects the chain that starts at `index` with `first`, which was read already, and that takes
 /// at most `limit` descriptors.
 #[inline]
-pub(super) fn walk<M: GuestMemoryBackend>(
+pub(super) fn walk<M: GuestMemory>(
     rings: &PackedRings<M>,
     indirect_desc: bool,
     index: u16,
@@ -63,7 +63,7 @@ pub(super) fn walk<M: GuestMemoryBackend>(
 }
 
 /// Appends the buffers of the table at `address` that `tail` points to.
-fn walk_table<M: GuestMemoryBackend>(
+fn walk_table<M: GuestMemory>(
     memory: &M,
     tail: Tail,
     address: u64,

@@ -10,7 +10,7 @@ mod walk;
 use std::fmt;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use self::rings::SplitRings;
 use self::walk::walk;
@@ -25,10 +25,14 @@ use crate::in_order::InOrder;
 /// A started split ring, device side.
 ///
 /// Owned by one thread at a time; nothing in it is shared with another thread of the host. `M`
-/// is the memory map the ring lives in: an immutable one
-/// ([`GuestMemoryBackend`]), because the three areas are translated once, at start. vm-memory's
-/// `GuestMemory`, which may sit on an IOMMU, can revoke a translation at any time and so would
-/// need a lookup for every word.
+/// is the memory the ring lives in. The three areas are translated once, at start, so a map is
+/// replaced by another, never changed.
+///
+/// Behind an IOMMU (`vm_memory::IommuMemory`) each area must be in one piece in the host too, and
+/// allow what the device does there. Indirect tables and buffers are looked up for each chain, and
+/// so follow the mappings; the three areas are not. When one of them is invalidated, whoever
+/// handles that calls [`set_memory`](Self::set_memory) with the same memory, before the guest is
+/// told that it is done: the ring is translated again, or stops.
 ///
 /// # What the caller must guarantee
 ///
@@ -121,7 +125,7 @@ impl<M> fmt::Debug for SplitQueue<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> SplitQueue<M> {
+impl<M: GuestMemory> SplitQueue<M> {
     /// Starts a queue: translates the three areas, and reads the used index, once.
     ///
     /// The used index of a fresh ring is zero; that of a ring resumed from another back-end is

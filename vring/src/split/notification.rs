@@ -4,7 +4,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::{SplitQueue, layout};
 use crate::notification::need_event;
@@ -14,7 +14,7 @@ pub(crate) const NO_INTERRUPT: u16 = layout::flag(VRING_AVAIL_F_NO_INTERRUPT);
 /// `used.flags`: the device wants no kick.
 pub(crate) const NO_NOTIFY: u16 = layout::flag(VRING_USED_F_NO_NOTIFY);
 
-impl<M: GuestMemoryBackend> SplitQueue<M> {
+impl<M: GuestMemory> SplitQueue<M> {
     /// Decides whether the driver is to be interrupted, once for everything published since the
     /// last decision.
     ///

@@ -1,11 +1,11 @@
 //! What `VIRTIO_F_IN_ORDER` changes (virtio 1.3 §2.7.9). All of it cold: out of the way of queues without it,
 //! where each instruction counts.
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::SplitQueue;
 
-impl<M: GuestMemoryBackend> SplitQueue<M> {
+impl<M: GuestMemory> SplitQueue<M> {
     /// Takes a head that the bitmap of those in flight has refused: because there is no bitmap, with
     /// `VIRTIO_F_IN_ORDER`. False if it is in flight, or waits for its turn to be given back and so
     /// is still the device's.

@@ -8,8 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use vm_memory::bitmap::{Bitmap, MS};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use super::descriptor::Descriptor;
 use super::layout::{
@@ -18,7 +17,7 @@ use super::layout::{
     available_ring_len, descriptor_table_len, used_event_offset, used_ring_len,
 };
 use crate::config::{QueueSize, RingAddresses, RingArea, StartError};
-use crate::ring_memory::{Area, DESCRIPTOR_LEN};
+use crate::ring_memory::{Area, DESCRIPTOR_LEN, mark_dirty, tracks_writes};
 
 /// A ring in memory. It has no opinion on who may write what: both sides of a queue use it.
 pub(crate) struct SplitRings<M> {
@@ -48,7 +47,7 @@ impl<M> fmt::Debug for SplitRings<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> SplitRings<M> {
+impl<M: GuestMemory> SplitRings<M> {
     /// Translates the three areas. Areas that overlap one another are accepted: every access is
     /// an atomic on its own, so a guest that does this only garbles its own ring (row R7).
     pub(crate) fn translate(
@@ -64,6 +63,7 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
                 addresses.descriptor_area,
                 descriptor_table_len(entries),
                 DESCRIPTOR_TABLE_ALIGNMENT,
+                Permissions::Read,
             )?,
             available: Area::translate(
                 &*memory,
@@ -71,6 +71,7 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
                 addresses.driver_area,
                 available_ring_len(entries),
                 AVAILABLE_RING_ALIGNMENT,
+                Permissions::Read,
             )?,
             used: Area::translate(
                 &*memory,
@@ -78,6 +79,8 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
                 addresses.device_area,
                 used_ring_len(entries),
                 USED_RING_ALIGNMENT,
+                // Reads where a predecessor stopped.
+                Permissions::ReadWrite,
             )?,
             size,
             addresses,
@@ -188,7 +191,7 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
     /// the page again, whereas a mark before the write could be cleared and the write missed.
     #[inline]
     pub(crate) fn mark_published_dirty(&self, end: u16, count: usize) {
-        if !Self::tracks_writes() {
+        if !tracks_writes::<M>() {
             return;
         }
         let entries = usize::from(self.size.get());
@@ -208,28 +211,12 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
         self.mark_used_dirty(INDEX_OFFSET, size_of::<u16>());
     }
 
-    /// Whether the memory keeps a dirty bitmap. One of size zero (`()`, no tracking) cannot even
-    /// know which range it speaks of, so for it the marking compiles to nothing.
-    const fn tracks_writes<'a>() -> bool
-    where
-        M: 'a,
-    {
-        size_of::<MS<'a, M>>() != 0
-    }
-
-    /// Marks part of the used ring in the region's dirty bitmap.
+    /// Marks part of the used ring in the memory's dirty bitmap.
     #[inline]
     fn mark_used_dirty(&self, offset: usize, len: usize) {
-        if !Self::tracks_writes() {
-            return;
-        }
-        // The bitmap's handle borrows the region, so it is looked up again: once per batch, and
-        // only while there is a bitmap. The area was checked at start and the map is immutable,
-        // so the lookup finds it again.
+        // Within the area, whose end does not overflow.
         let address = GuestAddress(self.addresses.device_area.0 + offset as u64);
-        if let Ok(slice) = self.memory.get_slice(address, len) {
-            slice.bitmap().mark_dirty(0, len);
-        }
+        mark_dirty(&*self.memory, address, len);
     }
 
     /// `index` modulo the queue size.
@@ -267,7 +254,7 @@ impl<M: GuestMemoryBackend> SplitRings<M> {
 
 /// The words that only a driver writes, and those it reads of the device's.
 #[cfg(feature = "driver")]
-impl<M: GuestMemoryBackend> SplitRings<M> {
+impl<M: GuestMemory> SplitRings<M> {
     #[inline]
     pub(crate) fn store_descriptor(&self, index: u16, descriptor: Descriptor) {
         let [low, high] = descriptor.to_words();

@@ -1,6 +1,6 @@
 //! From a head to a chain of buffers, in bounded steps, over any table contents.
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::descriptor::Descriptor;
 use super::rings::SplitRings;
@@ -10,7 +10,7 @@ use crate::indirect::IndirectTable;
 
 /// Collects the chain that starts at `head`, which is below the queue size.
 #[inline]
-pub(super) fn walk<M: GuestMemoryBackend>(
+pub(super) fn walk<M: GuestMemory>(
     rings: &SplitRings<M>,
     indirect_desc: bool,
     head: u16,
@@ -27,7 +27,7 @@ pub(super) fn walk<M: GuestMemoryBackend>(
 }
 
 /// Appends the buffers of the table that `descriptor` points to.
-fn walk_indirect<M: GuestMemoryBackend>(
+fn walk_indirect<M: GuestMemory>(
     memory: &M,
     indirect_desc: bool,
     descriptor: Descriptor,

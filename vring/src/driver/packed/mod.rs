@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemory};
 
 use crate::base::{PackedPosition, RingBase};
 use crate::chain::Segment;
@@ -105,7 +105,7 @@ impl<M> fmt::Debug for PackedDriver<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> PackedDriver<M> {
+impl<M: GuestMemory> PackedDriver<M> {
     /// Sets up an empty ring at `addresses`, with all its words zero.
     ///
     /// # Errors

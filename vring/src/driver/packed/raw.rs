@@ -1,6 +1,6 @@
 //! Any word of a packed ring, right or wrong.
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::PackedDriver;
 use crate::packed::descriptor::Tail;
@@ -8,7 +8,7 @@ use crate::packed::event::EventSuppression;
 
 /// Any value into any word, and any word read back. Positions are taken modulo the queue size, so
 /// that even a wrong test writes only to its ring.
-impl<M: GuestMemoryBackend> PackedDriver<M> {
+impl<M: GuestMemory> PackedDriver<M> {
     /// Writes the descriptor at `index`, with its flags as they are, and so at once available or
     /// used if they say so. See `F_AVAIL` and `F_USED` in the [module](crate::driver).
     pub fn write_desc(&self, index: u16, address: u64, len: u32, id: u16, flags: u16) {

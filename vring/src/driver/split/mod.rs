@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemory};
 
 use crate::chain::Segment;
 use crate::config::{QueueSize, RingAddresses, RingFeatures};
@@ -78,7 +78,7 @@ impl<M> fmt::Debug for SplitDriver<M> {
     }
 }
 
-impl<M: GuestMemoryBackend> SplitDriver<M> {
+impl<M: GuestMemory> SplitDriver<M> {
     /// Sets up an empty ring at `addresses`, with all its words zero.
     ///
     /// # Errors

@@ -1,13 +1,13 @@
 //! Any word of a split ring, right or wrong.
 
-use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemory;
 
 use super::SplitDriver;
 use crate::split::descriptor::Descriptor;
 
 /// Any value into any word, and any word read back. Positions and descriptor indices are taken
 /// modulo the queue size, so that even a wrong test writes only to its ring.
-impl<M: GuestMemoryBackend> SplitDriver<M> {
+impl<M: GuestMemory> SplitDriver<M> {
     /// Writes descriptor `index`.
     pub fn write_desc(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         self.rings.store_descriptor(
