@@ -89,6 +89,37 @@ END
     backend.stop(Signal::SIGTERM);
 }
 
+#[test]
+fn guest_fio_verifies_random_writes_over_packed_rings() {
+    let lab = Lab::enter();
+    let image = lab.path("disk.img");
+    let backend = Backend::start(
+        &lab,
+        "disk",
+        ["--blk-file", text(&image), "--create", "64M"],
+    );
+    let results = Guest::new(&lab, "packed")
+        .packed()
+        .disk(backend.socket())
+        .with_fio()
+        .start(
+            r"
+            # Bit 34, counted from 0.
+            show packed $(cut -c35 /sys/block/vda/device/features)
+            for cpu in 0 1; do
+                fio --name=job$cpu --filename=/dev/vda --offset=$((cpu * 32))m --size=12m --direct=1 --thread=1                     --ioengine=libaio --iodepth=32 --rw=randwrite --bssplit=512/20:4k/50:64k/30 --fsync=64                     --cpus_allowed=$cpu --verify=crc32c --verify_fatal=1 >/tmp/fio$cpu 2>&1 &
+                eval pid$cpu=$!
+            done
+            check first wait $pid0
+            check second wait $pid1
+            ",
+        )
+        .finish();
+    assert_eq!(results.number("packed"), 1);
+    results.assert_checked(&["first", "second"]);
+    backend.stop(Signal::SIGTERM);
+}
+
 /// The processors this process may run on, first and last, as the kernel lists them.
 fn two_processors() -> [String; 2] {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -28,6 +28,7 @@ pub(crate) struct Guest<'lab> {
     memory: &'static str,
     cpus: u16,
     disks: usize,
+    packed: bool,
     fio: bool,
     reboots: bool,
 }
@@ -42,6 +43,7 @@ impl<'lab> Guest<'lab> {
             memory: "512M",
             cpus: 2,
             disks: 0,
+            packed: false,
             fio: false,
             reboots: false,
         }
@@ -53,6 +55,12 @@ impl<'lab> Guest<'lab> {
         self
     }
 
+    /// Gives the disks added from now on packed rings, which QEMU does not do unless told to.
+    pub(crate) fn packed(mut self) -> Self {
+        self.packed = true;
+        self
+    }
+
     /// Adds a disk served on `socket`, with a request queue per CPU: /dev/vda, then /dev/vdb.
     pub(crate) fn disk(mut self, socket: &Path) -> Self {
         let id = format!("disk{}", self.disks);
@@ -61,7 +69,11 @@ impl<'lab> Guest<'lab> {
             "-chardev".to_owned(),
             format!("socket,id={id},path={}", socket.display()),
             "-device".to_owned(),
-            format!("vhost-user-blk-pci,chardev={id},num-queues={}", self.cpus),
+            format!(
+                "vhost-user-blk-pci,chardev={id},num-queues={},packed={}",
+                self.cpus,
+                if self.packed { "on" } else { "off" }
+            ),
         ]);
         self
     }
