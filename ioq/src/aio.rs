@@ -379,7 +379,7 @@ fn fill(iocb: &mut Iocb, op: &Op, segments: &[iovec], flags: u32) -> bool {
             (iocb.buf, iocb.nbytes, iocb.offset) = (0, 0, 0);
             return true;
         }
-        Opcode::Discard | Opcode::WriteZeroes(..) => return false,
+        Opcode::Discard | Opcode::SecureErase | Opcode::WriteZeroes(..) => return false,
     };
     // The end of the operation is at most i64::MAX (`Table::prepare_transfer`).
     iocb.offset = op.offset.cast_signed();

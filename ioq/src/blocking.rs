@@ -28,6 +28,8 @@ const ZEROES_ALIGN: usize = 4096;
 
 /// `BLKDISCARD` of `linux/fs.h`: `_IO(0x12, 119)`.
 const BLKDISCARD: u64 = 0x1277;
+/// `BLKSECDISCARD` of `linux/fs.h`: `_IO(0x12, 125)`.
+const BLKSECDISCARD: u64 = 0x127d;
 /// `BLKZEROOUT` of `linux/fs.h`: `_IO(0x12, 127)`. Keeps the blocks' storage.
 const BLKZEROOUT: u64 = 0x127f;
 
@@ -40,6 +42,7 @@ enum Method {
     PunchHole,
     ZeroRange,
     BlkDiscard,
+    BlkSecureErase,
     BlkZeroOut,
     WriteZeroes,
 }
@@ -103,6 +106,7 @@ impl Blocking {
             Method::PunchHole => self.fallocate(libc::FALLOC_FL_PUNCH_HOLE, at, len),
             Method::ZeroRange => self.fallocate(libc::FALLOC_FL_ZERO_RANGE, at, len),
             Method::BlkDiscard => self.ioctl(BLKDISCARD, at, len),
+            Method::BlkSecureErase => self.ioctl(BLKSECDISCARD, at, len),
             Method::BlkZeroOut => self.ioctl(BLKZEROOUT, at, len),
             Method::WriteZeroes => self.write_zeroes(at, len, stop),
         }
@@ -118,7 +122,7 @@ impl Blocking {
 
     fn ioctl(&self, request: u64, at: u64, len: u64) -> Result<(), Errno> {
         let range = [at, len];
-        // SAFETY: both requests read two 64-bit integers, which outlive the call.
+        // SAFETY: each of these requests reads two 64-bit integers, which outlive the call.
         uninterrupted(|| unsafe { libc::ioctl(self.fd(), request, range.as_ptr()) })
     }
 
@@ -152,13 +156,16 @@ impl Blocking {
 
 impl BlockingFile for Blocking {
     fn run(&self, op: &Op, stop: &AtomicBool) -> i64 {
-        use Method::{BlkDiscard, BlkZeroOut, PunchHole, WriteZeroes, ZeroRange};
+        use Method::{BlkDiscard, BlkSecureErase, BlkZeroOut, PunchHole, WriteZeroes, ZeroRange};
         let result = match op.opcode {
             Opcode::Fdatasync => self.fdatasync(),
             // A discard is a request, not an order, but whether it can be had is the caller's to
             // know: nothing stands in for it.
             Opcode::Discard if self.block_device => self.by(&[BlkDiscard], op, stop),
             Opcode::Discard => self.by(&[PunchHole], op, stop),
+            // A file system may keep copies that nobody knows of: of a file it cannot be promised.
+            Opcode::SecureErase if self.block_device => self.by(&[BlkSecureErase], op, stop),
+            Opcode::SecureErase => Err(libc::EOPNOTSUPP),
             Opcode::WriteZeroes(unmap, durability) => {
                 // A hole punched into a block device reads as zeroes too (blkdev_fallocate).
                 let methods: &[Method] = match (self.block_device, unmap) {

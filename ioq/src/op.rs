@@ -36,6 +36,7 @@ pub(crate) enum Opcode {
     Write(Durability),
     Fdatasync,
     Discard,
+    SecureErase,
     WriteZeroes(Unmap, Durability),
 }
 

@@ -442,6 +442,42 @@ impl<O> IoQueue<O> {
         self.queue_range(Opcode::Discard, offset, len, owner)
     }
 
+    /// Queues the secure erasure of the `len` bytes from `offset` on (`BLKSECDISCARD`): when it is done no copy
+    /// of them is left on the device, not even in blocks that it had replaced. The result is `len`. Block
+    /// devices whose hardware can do it only (eMMC, mostly); anything else fails with
+    /// [`IoErrorKind::Unsupported`](crate::IoErrorKind::Unsupported). Runs on a worker thread, and may take
+    /// long.
+    ///
+    /// # Errors
+    /// [`QueueError::Full`] and [`QueueError::OffsetTooLarge`].
+    ///
+    /// ```
+    /// use ioq::{Config, IoErrorKind, IoQueue};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let path = std::path::Path::new("/dev/shm").join(format!("ioq-doc-erase-{}", std::process::id()));
+    /// # std::fs::write(&path, vec![1; 4096])?;
+    /// let file = std::fs::File::options().read(true).write(true).open(&path)?;
+    /// # std::fs::remove_file(&path)?;
+    /// let mut queue = IoQueue::linux_aio(file.into(), &Config::default())?;
+    /// queue.queue_secure_erase(0, 4096, ())?;
+    /// queue.submit();
+    /// while !queue.is_idle() {
+    ///     // A file: nobody can promise that.
+    ///     queue.reap(|(), result| assert_eq!(result.unwrap_err().kind(), IoErrorKind::Unsupported));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn queue_secure_erase(
+        &mut self,
+        offset: u64,
+        len: u64,
+        owner: O,
+    ) -> Result<(), QueueError<O>> {
+        self.queue_range(Opcode::SecureErase, offset, len, owner)
+    }
+
     /// Queues making the `len` bytes from `offset` on read as zeroes; the result is `len`.
     ///
     /// With [`Unmap::Allowed`] the range becomes a hole where that can be had; otherwise, and with

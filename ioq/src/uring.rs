@@ -357,7 +357,7 @@ fn entry(slot: u16, table: &Table) -> Option<squeue::Entry> {
             }
         }
         Opcode::Fdatasync => opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(),
-        Opcode::Discard | Opcode::WriteZeroes(..) => return None,
+        Opcode::Discard | Opcode::SecureErase | Opcode::WriteZeroes(..) => return None,
     };
     Some(entry.user_data(u64::from(slot)))
 }

@@ -87,6 +87,19 @@ fn discard_gives_a_files_storage_back_and_keeps_its_size() {
 }
 
 #[test]
+fn nobody_promises_the_secure_erasure_of_a_file() {
+    for dir in DIRECTORIES {
+        for engine in ENGINES {
+            let named = ones(dir);
+            let file = writable(named.path());
+            let result = run(&file, engine, |queue| queue.queue_secure_erase(0, SIZE, ()));
+            assert_eq!(result.unwrap_err().kind(), IoErrorKind::Unsupported);
+            assert!(content(&file).iter().all(|&byte| byte == 1), "{dir}");
+        }
+    }
+}
+
+#[test]
 fn b23_zeroes_read_back_whether_storage_is_kept_or_not() {
     for dir in DIRECTORIES {
         for engine in ENGINES {
@@ -323,6 +336,15 @@ fn block_devices_discard_and_zero_with_and_without_unmapping() {
         });
         assert_eq!(result, Ok(512 * KIB));
         assert_eq!(stored(named.as_file()), 0);
+
+        // The loop driver has no secure erasure, and nothing less stands in for it.
+        let filled = content(&file);
+        let error = run(&file, engine, |queue| {
+            queue.queue_secure_erase(0, 512 * KIB, ())
+        })
+        .unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EOPNOTSUPP));
+        assert!(content(&file) == filled);
 
         // A device is told in whole blocks only.
         let error = run(&file, engine, |queue| queue.queue_discard(1, 512, ())).unwrap_err();

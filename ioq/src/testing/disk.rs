@@ -36,6 +36,13 @@ pub enum Operation {
         /// How much.
         len: u64,
     },
+    /// See [`IoQueue::queue_secure_erase`].
+    SecureErase {
+        /// Where.
+        offset: u64,
+        /// How much.
+        len: u64,
+    },
     /// See [`IoQueue::queue_writev`].
     Write {
         /// Where.
@@ -226,6 +233,7 @@ impl Backend for DiskBackend {
                     data: gather(table.segments(slot)),
                     durability,
                 },
+                Opcode::SecureErase => Operation::SecureErase { offset, len },
                 Opcode::WriteZeroes(unmap, durability) => Operation::WriteZeroes {
                     offset,
                     len,

@@ -185,7 +185,8 @@ impl BlockingFile for Shared {
                 };
                 state.zero(op, durability == Durability::WriteThrough, event)
             }
-            Opcode::Read | Opcode::Write(_) => -i64::from(libc::EOPNOTSUPP),
+            // As a file says.
+            Opcode::Read | Opcode::Write(_) | Opcode::SecureErase => -i64::from(libc::EOPNOTSUPP),
         }
     }
 }
@@ -508,7 +509,7 @@ enum Answer {
 impl State {
     fn answer(&self, op: &Op) -> Answer {
         match op.opcode {
-            Opcode::Discard | Opcode::WriteZeroes(..) => Answer::Worker,
+            Opcode::Discard | Opcode::SecureErase | Opcode::WriteZeroes(..) => Answer::Worker,
             Opcode::Fdatasync => match self.refuse_fdatasync {
                 Some(libc::EINVAL | libc::EOPNOTSUPP) => Answer::Worker,
                 Some(errno) => Answer::Refuse(errno),
