@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// Bits that a device may offer (virtio 1.3 §5.2.3, §6).
-const NAMES: [(u32, &str); 13] = [
+const NAMES: [(u32, &str); 14] = [
     (2, "SEG_MAX"),
     (5, "RO"),
     (6, "BLK_SIZE"),
@@ -13,6 +13,7 @@ const NAMES: [(u32, &str); 13] = [
     (12, "MQ"),
     (13, "DISCARD"),
     (14, "WRITE_ZEROES"),
+    (15, "LIFETIME"),
     (16, "SECURE_ERASE"),
     (28, "INDIRECT_DESC"),
     (29, "EVENT_IDX"),

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use virtio_bindings::virtio_blk::virtio_blk_config;
 
-use crate::ranges::RangeFields;
+use crate::ranges::{RangeLimit, RangeLimits};
 
 /// Length of the configuration structure in bytes, zoned characteristics included.
 pub const CONFIG_SPACE_LEN: usize = 96;
@@ -25,13 +25,8 @@ pub(crate) struct ConfigFields {
     pub(crate) writeback: bool,
     /// Request queues (`VIRTIO_BLK_F_MQ`).
     pub(crate) num_queues: u16,
-    /// `VIRTIO_BLK_F_DISCARD`.
-    pub(crate) discard: Option<RangeFields>,
-    /// In sectors, with the former.
-    pub(crate) discard_alignment: u32,
-    /// `VIRTIO_BLK_F_WRITE_ZEROES`.
-    pub(crate) write_zeroes: Option<RangeFields>,
-    pub(crate) write_zeroes_may_unmap: bool,
+    /// `VIRTIO_BLK_F_DISCARD`, `VIRTIO_BLK_F_WRITE_ZEROES`, `VIRTIO_BLK_F_SECURE_ERASE`.
+    pub(crate) ranges: RangeLimits,
 }
 
 /// What size of request the backing likes, as §5.2.4 has it: in logical blocks.
@@ -107,32 +102,47 @@ impl ConfigSpace {
             offset_of!(virtio_blk_config, num_queues),
             &fields.num_queues.to_le_bytes(),
         );
-        if let Some(discard) = fields.discard {
+        let ranges = &fields.ranges;
+        if let Some(discard) = ranges.discard {
             put(
                 offset_of!(virtio_blk_config, max_discard_sectors),
                 &discard.max_sectors.to_le_bytes(),
             );
             put(
                 offset_of!(virtio_blk_config, max_discard_seg),
-                &discard.max_segments.to_le_bytes(),
+                &RangeLimit::MAX_SEGMENTS.to_le_bytes(),
             );
             put(
                 offset_of!(virtio_blk_config, discard_sector_alignment),
-                &fields.discard_alignment.to_le_bytes(),
+                &discard.alignment.to_le_bytes(),
             );
         }
-        if let Some(write_zeroes) = fields.write_zeroes {
+        if let Some(write_zeroes) = ranges.write_zeroes {
             put(
                 offset_of!(virtio_blk_config, max_write_zeroes_sectors),
                 &write_zeroes.max_sectors.to_le_bytes(),
             );
             put(
                 offset_of!(virtio_blk_config, max_write_zeroes_seg),
-                &write_zeroes.max_segments.to_le_bytes(),
+                &RangeLimit::MAX_SEGMENTS.to_le_bytes(),
             );
             put(
                 offset_of!(virtio_blk_config, write_zeroes_may_unmap),
-                &[u8::from(fields.write_zeroes_may_unmap)],
+                &[u8::from(ranges.may_unmap)],
+            );
+        }
+        if let Some(secure_erase) = ranges.secure_erase {
+            put(
+                offset_of!(virtio_blk_config, max_secure_erase_sectors),
+                &secure_erase.max_sectors.to_le_bytes(),
+            );
+            put(
+                offset_of!(virtio_blk_config, max_secure_erase_seg),
+                &RangeLimit::MAX_SEGMENTS.to_le_bytes(),
+            );
+            put(
+                offset_of!(virtio_blk_config, secure_erase_sector_alignment),
+                &secure_erase.alignment.to_le_bytes(),
             );
         }
         Self { bytes }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use virtio_bindings::virtio_blk as spec;
 
+use crate::request::VIRTIO_BLK_T_GET_LIFETIME;
+
 macro_rules! counters {
     (
         $(#[$counters_doc:meta])* $counters:ident,
@@ -95,8 +97,12 @@ counters! {
     discards,
     /// Write-zeroes.
     write_zeroes,
+    /// Secure erases.
+    secure_erases,
     /// Questions for the serial.
     get_ids,
+    /// Questions for how worn the storage is.
+    get_lifetimes,
     /// Of any other type, or without a whole header.
     others,
     /// Bytes of reads that went well.
@@ -123,7 +129,9 @@ pub(crate) enum RequestKind {
     Flush,
     Discard,
     WriteZeroes,
+    SecureErase,
     GetId,
+    GetLifetime,
     Other,
 }
 
@@ -136,7 +144,9 @@ impl RequestKind {
             spec::VIRTIO_BLK_T_FLUSH => Self::Flush,
             spec::VIRTIO_BLK_T_DISCARD => Self::Discard,
             spec::VIRTIO_BLK_T_WRITE_ZEROES => Self::WriteZeroes,
+            spec::VIRTIO_BLK_T_SECURE_ERASE => Self::SecureErase,
             spec::VIRTIO_BLK_T_GET_ID => Self::GetId,
+            VIRTIO_BLK_T_GET_LIFETIME => Self::GetLifetime,
             _ => Self::Other,
         }
     }
@@ -150,7 +160,9 @@ impl RequestCounters {
             RequestKind::Flush => &self.flushes,
             RequestKind::Discard => &self.discards,
             RequestKind::WriteZeroes => &self.write_zeroes,
+            RequestKind::SecureErase => &self.secure_erases,
             RequestKind::GetId => &self.get_ids,
+            RequestKind::GetLifetime => &self.get_lifetimes,
             RequestKind::Other => &self.others,
         }
     }
@@ -200,7 +212,7 @@ pub struct QueueSnapshot {
     pub read_latency: LatencyHistogram,
     /// The same of writes.
     pub write_latency: LatencyHistogram,
-    /// The same of flushes, discards and write-zeroes.
+    /// The same of flushes, discards, write-zeroes and secure erases.
     pub other_latency: LatencyHistogram,
 }
 

@@ -19,6 +19,7 @@ use crate::counters::{CounterSnapshot, Counters, QueueCounters, QueueSnapshot};
 use crate::data_thread::peers::Desks;
 use crate::data_thread::{CacheFeatures, Command, DataThread, QueueParts, StartError, ThreadParts};
 use crate::device::Device;
+use crate::lifetime::LifetimeWatch;
 use crate::notifier::Notifier;
 use crate::request::Accepted;
 
@@ -122,6 +123,7 @@ pub struct DataPlane<M: GuestMemoryBackend + Send + Sync + 'static> {
     paused: bool,
     /// The configuration space's `writeback`.
     writeback: bool,
+    _lifetime: Option<LifetimeWatch>,
 }
 
 /// A data thread, seen from control.
@@ -155,6 +157,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     /// [`StartError`]: the host has run out of something.
     pub fn start(device: &Device, memory: Arc<M>) -> Result<Self, StartError> {
         let threads = usize::from(device.num_threads());
+        let watch = device.lifetime().map(LifetimeWatch::start);
         let mut plane = Self {
             device: device.clone(),
             memory,
@@ -166,6 +169,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
                 .collect(),
             paused: false,
             writeback: true,
+            _lifetime: watch.transpose().map_err(StartError::Thread)?,
         };
         device.tally().add_queues(&plane.queue_counters);
         plane.start_thread(0)?;
@@ -281,7 +285,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             err: setup.err,
             enabled: setup.enabled,
             cache: CacheFeatures::of(setup.features),
-            accepted: Accepted::of(setup.features),
+            accepted: Accepted::of(setup.features, self.device.features()),
         });
         self.accept_features(setup.features)?;
         // Last: a queue that cannot run starts no thread.

@@ -18,10 +18,14 @@ use crate::SECTOR_SIZE;
 use crate::capacity::{Capacity, ConfigSubscription};
 use crate::config_space::{ConfigFields, ConfigSpace, Topology};
 use crate::counters::{CounterSnapshot, QueueSnapshot};
-use crate::image::{Image, ImageError, IoHints};
+use crate::image::{Discard, Image, ImageError, IoHints};
+use crate::lifetime::Lifetime;
 use crate::notifier::Notifier;
-use crate::ranges::{RangeKind, RangeLimits};
-use crate::request::{Geometry, ID_LEN};
+use crate::ranges::{
+    DISCARD_SECTORS_MAX, RangeLimit, RangeLimits, SECURE_ERASE_SECTORS_MAX,
+    WRITE_ZEROES_SECTORS_MAX,
+};
+use crate::request::{Geometry, ID_LEN, VIRTIO_BLK_F_LIFETIME};
 use crate::tally::Tally;
 
 /// Request queues offered unless the caller says otherwise. QEMU asks for one per vCPU and refuses
@@ -103,6 +107,7 @@ pub struct Device {
     cpus: Arc<[u16]>,
     block_size: u32,
     ranges: RangeLimits,
+    lifetime: Option<Arc<Lifetime>>,
     latencies: bool,
     capacity: Arc<Capacity>,
     tally: Arc<Tally>,
@@ -135,6 +140,12 @@ impl Device {
         if capacity == 0 {
             return Err(DeviceError::Empty);
         }
+        let lifetime = match &backing {
+            Backing::Image(image) => image.wear().cloned(),
+            Backing::Null { .. } => None,
+            #[cfg(feature = "testing")]
+            Backing::Testing(_) => None,
+        };
         Ok(Self {
             backing,
             serial,
@@ -146,6 +157,7 @@ impl Device {
             cpus: options.threads.cpus.as_slice().into(),
             block_size,
             ranges,
+            lifetime: lifetime.map(|files| Arc::new(Lifetime::new(files))),
             latencies: options.latencies,
             capacity: Arc::new(Capacity::new(capacity)),
             tally: Arc::default(),
@@ -169,12 +181,18 @@ impl Device {
         } else {
             bit(blk::VIRTIO_BLK_F_CONFIG_WCE)
         };
-        // Read-only devices have no limits, since they do neither.
-        if self.ranges.has(RangeKind::Discard) {
-            features |= bit(blk::VIRTIO_BLK_F_DISCARD);
+        // Read-only devices have no limits, since they do none of these.
+        for (limit, feature) in [
+            (self.ranges.discard, blk::VIRTIO_BLK_F_DISCARD),
+            (self.ranges.write_zeroes, blk::VIRTIO_BLK_F_WRITE_ZEROES),
+            (self.ranges.secure_erase, blk::VIRTIO_BLK_F_SECURE_ERASE),
+        ] {
+            if limit.is_some() {
+                features |= bit(feature);
+            }
         }
-        if self.ranges.has(RangeKind::WriteZeroes) {
-            features |= bit(blk::VIRTIO_BLK_F_WRITE_ZEROES);
+        if self.lifetime.is_some() {
+            features |= bit(VIRTIO_BLK_F_LIFETIME);
         }
         features
     }
@@ -195,10 +213,7 @@ impl Device {
             topology: self.topology(),
             writeback,
             num_queues: self.num_queues,
-            discard: self.ranges.fields(RangeKind::Discard),
-            discard_alignment: self.ranges.discard_alignment.unwrap_or(0) / SECTOR_SIZE_U32,
-            write_zeroes: self.ranges.fields(RangeKind::WriteZeroes),
-            write_zeroes_may_unmap: self.ranges.may_unmap,
+            ranges: self.ranges,
         })
     }
 
@@ -320,6 +335,10 @@ impl Device {
         &self.tally
     }
 
+    pub(crate) fn lifetime(&self) -> Option<&Arc<Lifetime>> {
+        self.lifetime.as_ref()
+    }
+
     pub(crate) fn latencies(&self) -> bool {
         self.latencies
     }
@@ -343,26 +362,50 @@ impl Device {
     }
 }
 
-/// What of discard and write-zeroes a device does.
+/// What a device does to ranges. `discard`: storage may be given back.
 fn range_limits(backing: &Backing, block_size: u32, discard: bool) -> RangeLimits {
-    let granularity = match backing {
+    let (host, erases) = match backing {
         Backing::Image(image) if image.is_read_only() => return RangeLimits::NONE,
-        Backing::Image(image) => image.discard_granularity(),
-        Backing::Null { .. } => Some(block_size),
+        Backing::Image(image) => (image.discard(), image.can_erase_securely()),
+        // What stores nothing leaves no copies either.
+        Backing::Null { .. } => (Some(Discard::anything(block_size)), true),
         #[cfg(feature = "testing")]
-        Backing::Testing(_) => Some(block_size),
+        Backing::Testing(_) => (Some(Discard::anything(block_size)), false),
     };
-    let granularity = granularity.filter(|_| discard);
+    let host = host.filter(|_| discard);
+    let alignment = host.map_or(block_size, |host| alignment(host.granularity, block_size));
     RangeLimits {
-        // Odd ones (some arrays have them) are a matter of efficiency only.
-        discard_alignment: granularity.map(|bytes| {
-            let bytes = bytes.min(DISCARD_ALIGNMENT_MAX).max(block_size);
-            bytes - bytes % block_size
+        discard: host.map(|host| RangeLimit {
+            max_sectors: whole_units(DISCARD_SECTORS_MAX, host.max_bytes, alignment),
+            alignment: alignment / SECTOR_SIZE_U32,
         }),
-        // Where the host has no better way, zeroes are written.
-        write_zeroes: true,
-        may_unmap: granularity.is_some(),
+        // Where the host has no better way, zeroes are written, so it sets no limit.
+        write_zeroes: Some(RangeLimit {
+            max_sectors: WRITE_ZEROES_SECTORS_MAX,
+            alignment: block_size / SECTOR_SIZE_U32,
+        }),
+        may_unmap: host.is_some(),
+        // It gives storage back too. The kernel cuts what is too much for the device at once.
+        secure_erase: (erases && discard).then(|| RangeLimit {
+            max_sectors: whole_units(SECURE_ERASE_SECTORS_MAX, u64::MAX, alignment),
+            alignment: alignment / SECTOR_SIZE_U32,
+        }),
     }
+}
+
+/// The alignment that a guest is told, in bytes: whole blocks. Odd ones (some arrays have them) are a matter of
+/// efficiency only.
+fn alignment(granularity: u32, block_size: u32) -> u32 {
+    let bytes = granularity.min(DISCARD_ALIGNMENT_MAX).max(block_size);
+    bytes - bytes % block_size
+}
+
+/// `sectors`, or what the host takes at a time if that is less: in whole units of `alignment` bytes, at least
+/// one, since 0 says that there is nothing to be had (and crashes drivers).
+fn whole_units(sectors: u32, max_bytes: u64, alignment: u32) -> u32 {
+    let unit = alignment / SECTOR_SIZE_U32;
+    let sectors = u32::try_from(max_bytes / SECTOR_SIZE).map_or(sectors, |host| host.min(sectors));
+    (sectors - sectors % unit).max(unit)
 }
 
 /// `size` without an odd tail (hostile-inputs I8).
@@ -373,4 +416,31 @@ fn whole_blocks(size: u64, block_size: u32) -> u64 {
 /// The mask of a feature bit number.
 pub(crate) const fn bit(number: u32) -> u64 {
     1 << number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_limit_of_a_discard_is_told_in_whole_units_and_never_as_zero() {
+        const MAX: u32 = DISCARD_SECTORS_MAX;
+        for (max_bytes, granularity, block_size, told) in [
+            (u64::MAX, 4096, 512, (MAX, 8)),
+            (1 << 20, 4096, 512, (2048, 8)),
+            ((1 << 20) + 512, 4096, 512, (2048, 8)),
+            // As arrays have them, or nonsense.
+            (1 << 20, 1000, 512, (2048, 1)),
+            (1 << 20, 1, 4096, (2048, 8)),
+            (512, 4096, 4096, (8, 8)),
+            (1, 1, 512, (1, 1)),
+            (u64::MAX, u32::MAX, 512, (MAX, 1 << 21)),
+            (1 << 40, 3 << 20, 4096, (MAX - MAX % (3 << 11), 3 << 11)),
+        ] {
+            let alignment = alignment(granularity, block_size);
+            let sectors = whole_units(MAX, max_bytes, alignment);
+            let case = format!("{max_bytes} {granularity} {block_size}");
+            assert_eq!((sectors, alignment / 512), told, "{case}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 mod lock;
 mod probe;
+mod sysfs;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -13,8 +14,9 @@ use std::sync::Arc;
 
 pub use lock::LockHolder;
 use lock::LockRefused;
-pub(crate) use probe::IoHints;
 use probe::{DioAlignment, DioAnswer};
+pub(crate) use probe::{Discard, IoHints};
+pub(crate) use sysfs::WearFiles;
 
 use crate::SECTOR_SIZE;
 
@@ -144,7 +146,9 @@ pub struct Image {
     block_size: u32,
     memory_alignment: u32,
     io_hints: IoHints,
-    discard_granularity: Option<u32>,
+    discard: Option<Discard>,
+    secure_erase: bool,
+    wear: Option<WearFiles>,
     read_only: bool,
     caching: Caching,
 }
@@ -243,13 +247,20 @@ impl Image {
                 block_size,
             });
         }
-        let discard_granularity = if options.read_only {
+        let disk = if kind.is_block_device() {
+            probe::disk_of(&file).map_err(examine)?
+        } else {
+            None
+        };
+        let discard = if options.read_only {
             None
         } else if kind.is_block_device() {
-            probe::block_device_discard(&file).map_err(examine)?
+            disk.as_ref().and_then(probe::disk_discard)
         } else {
             probe::file_discard(&file).map_err(examine)?
         };
+        let secure_erase =
+            kind.is_block_device() && !options.read_only && probe::can_erase_securely(&file);
         Ok(Self {
             file: Arc::new(file),
             path: path.to_owned(),
@@ -257,7 +268,9 @@ impl Image {
             block_size,
             memory_alignment: alignment.map_or(1, |a| a.memory),
             io_hints,
-            discard_granularity,
+            discard,
+            secure_erase,
+            wear: disk.and_then(|disk| disk.wear()),
             read_only: options.read_only,
             caching,
         })
@@ -301,7 +314,24 @@ impl Image {
     /// Storage can be given back to the host in units of so many bytes; `None` where it cannot.
     #[must_use]
     pub fn discard_granularity(&self) -> Option<u32> {
-        self.discard_granularity
+        self.discard.map(|discard| discard.granularity)
+    }
+
+    /// What can be given back, and how.
+    pub(crate) fn discard(&self) -> Option<Discard> {
+        self.discard
+    }
+
+    /// Whether the storage can be erased so that no copy is left: some block devices can, if this is one and
+    /// is open for writing.
+    #[must_use]
+    pub fn can_erase_securely(&self) -> bool {
+        self.secure_erase
+    }
+
+    /// Where the storage says how worn it is: eMMC and UFS do, if this is such a block device.
+    pub(crate) fn wear(&self) -> Option<&WearFiles> {
+        self.wear.as_ref()
     }
 
     /// What sizes of request the host's disk or file system likes.

@@ -39,6 +39,7 @@ mod data_thread;
 mod dataplane;
 mod device;
 mod image;
+mod lifetime;
 mod notifier;
 mod ranges;
 mod request;

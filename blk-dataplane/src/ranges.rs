@@ -1,4 +1,4 @@
-//! Discard and write-zeroes (virtio 1.3 §5.2.6): requests whose data are ranges of the disk.
+//! Discard, write-zeroes and secure erase (virtio 1.3 §5.2.6): requests whose data are ranges of the disk.
 
 use crate::SECTOR_SIZE;
 use crate::request::{Geometry, Status};
@@ -12,10 +12,13 @@ pub(crate) const SEGMENTS_MAX: usize = 16;
 
 /// Sectors in one discarded range, 2 GiB: what the file system does for one call, such as freeing extents
 /// under a journal, holds up a drain.
-const DISCARD_SECTORS_MAX: u32 = 1 << 22;
+pub(crate) const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 
 /// Sectors in one zeroed range, 64 MiB: where the file system has no better way the zeroes are written.
-const WRITE_ZEROES_SECTORS_MAX: u32 = 1 << 17;
+pub(crate) const WRITE_ZEROES_SECTORS_MAX: u32 = 1 << 17;
+
+/// Sectors in one securely erased range, 128 MiB: flash erases that in about a second, and a drain waits for it.
+pub(crate) const SECURE_ERASE_SECTORS_MAX: u32 = 1 << 18;
 
 /// Flag of a write-zeroes segment: the range may lose its storage (`VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP`).
 const FLAG_UNMAP: u32 = 1;
@@ -25,58 +28,53 @@ const FLAG_UNMAP: u32 = 1;
 pub(crate) enum RangeKind {
     Discard,
     WriteZeroes,
+    SecureErase,
 }
 
-/// What a device does to ranges.
+/// How much of one kind a request may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RangeLimit {
+    /// In one range.
+    pub(crate) max_sectors: u32,
+    /// What is done in units of so many sectors; ranges that are no multiples are done as far as possible.
+    pub(crate) alignment: u32,
+}
+
+impl RangeLimit {
+    /// Ranges in one request, the same for all kinds.
+    #[expect(clippy::cast_possible_truncation, reason = "16")]
+    pub(crate) const MAX_SEGMENTS: u32 = SEGMENTS_MAX as u32;
+}
+
+/// What a device does to ranges; `None` for what it does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RangeLimits {
-    /// Discards free storage in units of so many bytes. `None`: there is nothing to discard.
-    pub(crate) discard_alignment: Option<u32>,
-    pub(crate) write_zeroes: bool,
+    pub(crate) discard: Option<RangeLimit>,
+    pub(crate) write_zeroes: Option<RangeLimit>,
     /// Whether zeroed ranges may lose their storage.
     pub(crate) may_unmap: bool,
-}
-
-/// What the configuration space says about one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RangeFields {
-    pub(crate) max_sectors: u32,
-    pub(crate) max_segments: u32,
+    pub(crate) secure_erase: Option<RangeLimit>,
 }
 
 impl RangeLimits {
-    /// Neither.
+    /// None of them.
     pub(crate) const NONE: Self = Self {
-        discard_alignment: None,
-        write_zeroes: false,
+        discard: None,
+        write_zeroes: None,
         may_unmap: false,
+        secure_erase: None,
     };
 
-    pub(crate) fn has(&self, kind: RangeKind) -> bool {
+    pub(crate) fn of(&self, kind: RangeKind) -> Option<RangeLimit> {
         match kind {
-            RangeKind::Discard => self.discard_alignment.is_some(),
+            RangeKind::Discard => self.discard,
             RangeKind::WriteZeroes => self.write_zeroes,
+            RangeKind::SecureErase => self.secure_erase,
         }
     }
 
     pub(crate) fn max_segments(&self, kind: RangeKind) -> usize {
-        if self.has(kind) { SEGMENTS_MAX } else { 0 }
-    }
-
-    fn max_sectors(kind: RangeKind) -> u32 {
-        match kind {
-            RangeKind::Discard => DISCARD_SECTORS_MAX,
-            RangeKind::WriteZeroes => WRITE_ZEROES_SECTORS_MAX,
-        }
-    }
-
-    /// What the driver is told; `None` if the device does not do it.
-    pub(crate) fn fields(&self, kind: RangeKind) -> Option<RangeFields> {
-        self.has(kind).then(|| RangeFields {
-            max_sectors: Self::max_sectors(kind),
-            // A small number.
-            max_segments: u32::try_from(SEGMENTS_MAX).unwrap_or(1),
-        })
+        self.of(kind).map_or(0, |_| SEGMENTS_MAX)
     }
 }
 
@@ -97,10 +95,10 @@ pub(crate) fn parse(
     geometry: &Geometry,
     ranges: &mut [Range; SEGMENTS_MAX],
 ) -> Result<usize, Status> {
-    // §5.2.6.2: the device MUST say UNSUPP to any unknown flag, and to unmap in a discard. Before the rest,
-    // so that the answer does not depend on the order of segments.
+    // §5.2.6.2: the device MUST say UNSUPP to any unknown flag, and to unmap in all but write-zeroes. Before
+    // the rest, so that the answer does not depend on the order of segments.
     let known = match kind {
-        RangeKind::Discard => 0,
+        RangeKind::Discard | RangeKind::SecureErase => 0,
         RangeKind::WriteZeroes => FLAG_UNMAP,
     };
     if segments
@@ -109,11 +107,15 @@ pub(crate) fn parse(
     {
         return Err(Status::Unsupported);
     }
+    let max_sectors = geometry
+        .ranges
+        .of(kind)
+        .map_or(0, |limit| limit.max_sectors);
     let block_size = u64::from(geometry.block_size);
     let mut count = 0;
     for segment in segments {
         let (sector, sectors, flags) = split(segment);
-        if sectors > RangeLimits::max_sectors(kind) {
+        if sectors > max_sectors {
             return Err(Status::IoErr);
         }
         let offset = sector.checked_mul(SECTOR_SIZE).ok_or(Status::IoErr)?;
@@ -173,11 +175,27 @@ mod tests {
         block_size: 512,
         read_only: false,
         ranges: RangeLimits {
-            discard_alignment: Some(4096),
-            write_zeroes: true,
+            discard: Some(RangeLimit {
+                max_sectors: 1 << 12,
+                alignment: 8,
+            }),
+            write_zeroes: Some(RangeLimit {
+                max_sectors: 1 << 10,
+                alignment: 1,
+            }),
             may_unmap: true,
+            secure_erase: Some(RangeLimit {
+                max_sectors: 1 << 11,
+                alignment: 8,
+            }),
         },
     };
+
+    const KINDS: [RangeKind; 3] = [
+        RangeKind::Discard,
+        RangeKind::WriteZeroes,
+        RangeKind::SecureErase,
+    ];
 
     fn segment(sector: u64, sectors: u32, flags: u32) -> [u8; SEGMENT_LEN] {
         let mut bytes = [0; SEGMENT_LEN];
@@ -202,8 +220,10 @@ mod tests {
         for flags in [1, 2, 1 << 31, u32::MAX] {
             let flagged = segment(0, 8, flags);
             for segments in [[flagged, far], [far, flagged]] {
-                let answer = ask(RangeKind::Discard, &segments, &DISK);
-                assert_eq!(answer, Err(Status::Unsupported), "{flags:#x}");
+                for kind in [RangeKind::Discard, RangeKind::SecureErase] {
+                    let answer = ask(kind, &segments, &DISK);
+                    assert_eq!(answer, Err(Status::Unsupported), "{flags:#x}");
+                }
                 if flags != 1 {
                     let answer = ask(RangeKind::WriteZeroes, &segments, &DISK);
                     assert_eq!(answer, Err(Status::Unsupported), "{flags:#x}");
@@ -235,7 +255,7 @@ mod tests {
     #[test]
     fn b20_ranges_past_the_end_or_past_all_numbers_are_ioerr() {
         let last = DISK.capacity / 512 - 1;
-        for kind in [RangeKind::Discard, RangeKind::WriteZeroes] {
+        for kind in KINDS {
             assert!(ask(kind, &[segment(last, 1, 0)], &DISK).is_ok());
             for (sector, sectors) in [
                 (last, 2),
@@ -253,8 +273,8 @@ mod tests {
 
     #[test]
     fn b21_empty_ranges_are_nothing_to_do_and_too_long_ones_ioerr() {
-        for kind in [RangeKind::Discard, RangeKind::WriteZeroes] {
-            let max = DISK.ranges.fields(kind).unwrap().max_sectors;
+        for kind in KINDS {
+            let max = DISK.ranges.of(kind).unwrap().max_sectors;
             let empty = segment(5, 0, 0);
             assert_eq!(ask(kind, &[empty, empty], &DISK), Ok(Vec::new()));
             let answer = ask(kind, &[empty, segment(0, max, 0)], &DISK).unwrap();
@@ -271,8 +291,10 @@ mod tests {
             ..DISK
         };
         for (sector, sectors, fine) in [(8, 8, true), (0, 80, true), (1, 8, false), (8, 7, false)] {
-            let answer = ask(RangeKind::Discard, &[segment(sector, sectors, 0)], &disk);
-            assert_eq!(answer.is_ok(), fine);
+            for kind in KINDS {
+                let answer = ask(kind, &[segment(sector, sectors, 0)], &disk);
+                assert_eq!(answer.is_ok(), fine);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use virtio_bindings::virtio_blk as spec;
 
 use crate::SECTOR_SIZE;
 use crate::device::bit;
+use crate::lifetime::LIFETIME_LEN;
 use crate::ranges::{RangeKind, RangeLimits, SEGMENT_LEN};
 
 /// Length of `struct virtio_blk_req`'s header: type, reserved, sector.
@@ -12,6 +13,12 @@ pub(crate) const HEADER_LEN: usize = 16;
 
 /// Length of the string that `VIRTIO_BLK_T_GET_ID` returns (§5.2.6): NUL padded, no NUL when full.
 pub(crate) const ID_LEN: usize = spec::VIRTIO_BLK_ID_BYTES as usize;
+
+/// `VIRTIO_BLK_F_LIFETIME` (§5.2.3), which virtio-bindings has not.
+pub(crate) const VIRTIO_BLK_F_LIFETIME: u32 = 15;
+
+/// `VIRTIO_BLK_T_GET_LIFETIME` (§5.2.6), likewise.
+pub(crate) const VIRTIO_BLK_T_GET_LIFETIME: u32 = 10;
 
 /// The status byte (§5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +56,8 @@ pub(crate) enum Action {
     },
     Flush,
     GetId,
-    /// A discard or write-zeroes of so many segments, which are the data.
+    GetLifetime,
+    /// A discard, write-zeroes or secure erase of so many segments, which are the data.
     Ranges {
         kind: RangeKind,
         count: usize,
@@ -61,14 +69,22 @@ pub(crate) enum Action {
 pub(crate) struct Accepted {
     pub(crate) discard: bool,
     pub(crate) write_zeroes: bool,
+    pub(crate) secure_erase: bool,
+    pub(crate) lifetime: bool,
 }
 
 impl Accepted {
-    /// Of negotiated feature bits.
-    pub(crate) fn of(features: u64) -> Self {
+    /// Of the feature bits that the driver has accepted and those that the device offers.
+    ///
+    /// What few devices have is not done for a driver that accepts it unasked (B27). Discards and write-zeroes
+    /// are not looked at here: on a read-only device they fail as writes do (B15).
+    pub(crate) fn of(features: u64, offered: u64) -> Self {
+        let both = features & offered;
         Self {
             discard: features & bit(spec::VIRTIO_BLK_F_DISCARD) != 0,
             write_zeroes: features & bit(spec::VIRTIO_BLK_F_WRITE_ZEROES) != 0,
+            secure_erase: both & bit(spec::VIRTIO_BLK_F_SECURE_ERASE) != 0,
+            lifetime: both & bit(VIRTIO_BLK_F_LIFETIME) != 0,
         }
     }
 }
@@ -117,6 +133,16 @@ pub(crate) fn parse(
         }
         spec::VIRTIO_BLK_T_WRITE_ZEROES if accepted.write_zeroes => {
             ranges(RangeKind::WriteZeroes, data, geometry)
+        }
+        spec::VIRTIO_BLK_T_SECURE_ERASE if accepted.secure_erase => {
+            ranges(RangeKind::SecureErase, data, geometry)
+        }
+        // The driver has to give room for the whole structure.
+        VIRTIO_BLK_T_GET_LIFETIME if accepted.lifetime => {
+            if data.writable < LIFETIME_LEN as u64 {
+                return Err(Status::IoErr);
+            }
+            Ok(Action::GetLifetime)
         }
         // §5.2.6.2: unknown, not offered and not accepted types (B16, B18, B27). SCSI commands are never offered.
         _ => Err(Status::Unsupported),
@@ -300,6 +326,29 @@ mod tests {
                 Err(Status::Unsupported),
                 "type {kind:#x}"
             );
+        }
+    }
+
+    #[test]
+    fn b27_lifetime_wants_its_feature_and_room_for_the_whole_structure() {
+        let accepted = Accepted::of(1 << 15, 1 << 15);
+        for (writable, answer) in [
+            (0, Err(Status::IoErr)),
+            (5, Err(Status::IoErr)),
+            (6, Ok(Action::GetLifetime)),
+            (512, Ok(Action::GetLifetime)),
+        ] {
+            let data = DataLen {
+                readable: 0,
+                writable,
+            };
+            let header = header(VIRTIO_BLK_T_GET_LIFETIME, 0);
+            assert_eq!(parse(&header, data, &DISK, accepted), answer);
+            for (features, offered) in [(!(1 << 15), u64::MAX), (u64::MAX, !(1 << 15))] {
+                let accepted = Accepted::of(features, offered);
+                let answer = parse(&header, data, &DISK, accepted);
+                assert_eq!(answer, Err(Status::Unsupported));
+            }
         }
     }
 

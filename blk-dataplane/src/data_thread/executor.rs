@@ -30,6 +30,7 @@ use crate::capacity::Capacity;
 use crate::clock::Clock;
 use crate::counters::{Counters, QueueCounters, RequestKind};
 use crate::device::{Backing, Device};
+use crate::lifetime::{LIFETIME_LEN, Lifetime};
 use crate::request::{self, Accepted, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
 
 /// Requests in flight per data thread. Disks gain nothing from more, each costs a kernel AIO slot
@@ -130,6 +131,7 @@ pub(super) struct Executor<M> {
     /// Where the geometry's capacity comes from.
     capacity: Arc<Capacity>,
     serial: [u8; ID_LEN],
+    lifetime: Option<Arc<Lifetime>>,
     counters: Arc<Counters>,
     queue_counters: Arc<[QueueCounters]>,
     clock: Clock,
@@ -197,6 +199,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             geometry: device.geometry(),
             capacity: device.capacity_in_force(),
             serial: *device.serial(),
+            lifetime: device.lifetime().cloned(),
             counters,
             queue_counters,
             clock: Clock::new(device.latencies()),
@@ -299,7 +302,18 @@ impl<M: GuestMemoryBackend> Executor<M> {
             Action::Ranges { kind, count } => {
                 return self.start_ranges(queue, head, chain, memory, status, (kind, count));
             }
-            Action::GetId => return self.get_id(head, chain, memory, status),
+            Action::GetId => {
+                let serial = self.serial;
+                return self.tell(head, chain, memory, status, &serial);
+            }
+            Action::GetLifetime => {
+                // Offered only with it.
+                let lifetime = self
+                    .lifetime
+                    .as_ref()
+                    .map_or([0; LIFETIME_LEN], |of| of.bytes());
+                return self.tell(head, chain, memory, status, &lifetime);
+            }
         };
         let Some(slot) = self.slots.claim() else {
             return Started::NoRoom(head);
@@ -455,17 +469,18 @@ impl<M: GuestMemoryBackend> Executor<M> {
         !self.done.is_empty() || self.ioq.completions_pending()
     }
 
-    /// §5.2.6: the serial into the data buffer, as much of its 20 bytes as there is room for.
-    fn get_id(
-        &mut self,
+    /// What the device knows by itself into the data buffer, as much of it as there is room for.
+    fn tell(
+        &self,
         head: Head,
         chain: &Chain,
         memory: &MemoryRef<M>,
         status: GuestAddress,
+        what: &[u8],
     ) -> Started {
         let writable_data = chain.writable_len() - 1;
-        let len = usize::try_from(writable_data).map_or(ID_LEN, |room| room.min(ID_LEN));
-        match chain.copy_to_writable(memory.map(), 0, &self.serial[..len]) {
+        let len = usize::try_from(writable_data).map_or(what.len(), |room| room.min(what.len()));
+        match chain.copy_to_writable(memory.map(), 0, &what[..len]) {
             Ok(_) if self.was_lost(chain, memory.map()) => {
                 self.answer(head, memory, status, Status::IoErr, 0, writable_data)
             }

@@ -4,14 +4,20 @@
 // uses.
 #![expect(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::utsname::uname;
 
+use super::sysfs::{self, Disk};
+
+nix::ioctl_write_ptr_bad!(blksecdiscard, nix::request_code_none!(0x12, 125), [u64; 2]);
 nix::ioctl_read_bad!(blkgetsize64, BLKGETSIZE64, u64);
 nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), libc::c_int);
 
@@ -95,15 +101,65 @@ pub(super) fn file_hints(file: &File) -> io::Result<IoHints> {
     })
 }
 
-/// Whether a block device can discard, and in units of how many bytes.
-pub(super) fn block_device_discard(file: &File) -> io::Result<Option<u32>> {
-    let device = file.metadata()?.rdev();
-    let number = |name| queue_attribute(device, name).filter(|&bytes| bytes > 0);
-    Ok(number("discard_max_bytes").and_then(|_| number("discard_granularity")))
+/// What can be given back to the host's storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Discard {
+    /// In units of so many bytes.
+    pub(crate) granularity: u32,
+    /// So many bytes at a time at most, `u64::MAX` if the host sets no limit.
+    pub(crate) max_bytes: u64,
+}
+
+impl Discard {
+    /// Of what sets no limit.
+    pub(crate) fn anything(granularity: u32) -> Self {
+        Self {
+            granularity,
+            max_bytes: u64::MAX,
+        }
+    }
+}
+
+/// A block device as sysfs has it.
+pub(super) fn disk_of(file: &File) -> io::Result<Option<Disk>> {
+    Ok(Disk::of(Path::new(sysfs::ROOT), file.metadata()?.rdev()))
+}
+
+/// What a disk can discard. Its limit is also the administrator's, who lowers it where long discards get in
+/// the way of everything else.
+pub(super) fn disk_discard(disk: &Disk) -> Option<Discard> {
+    let number = |name| disk.queue_attribute(name).filter(|&bytes| bytes > 0);
+    Some(Discard {
+        max_bytes: number("discard_max_bytes")?,
+        granularity: u32::try_from(number("discard_granularity")?).unwrap_or(u32::MAX),
+    })
+}
+
+/// Whether a block device, open for writing, can erase securely.
+///
+/// No attribute says so, but the kernel checks it before the range (Linux 5.19, `blk_ioctl_secure_erase`): a
+/// range that no device has, since it begins within a sector, tells the two apart and erases nothing. Kernels
+/// before that say EINVAL to it either way.
+pub(super) fn can_erase_securely(file: &File) -> bool {
+    let nowhere = [1u64, 1];
+    // SAFETY: the descriptor is open for the call, which reads two 64-bit integers; they outlive it.
+    let answer = unsafe { blksecdiscard(file.as_raw_fd(), nowhere.as_ptr().cast()) };
+    answer == Err(nix::Error::EINVAL) && uname().is_ok_and(|name| tells_erasure(name.release()))
+}
+
+/// Whether a kernel of this release is one of those.
+fn tells_erasure(release: &OsStr) -> bool {
+    let Some(release) = release.to_str() else {
+        return false;
+    };
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(19))
 }
 
 /// Whether holes can be punched into a file, and in units of how many bytes.
-pub(super) fn file_discard(file: &File) -> io::Result<Option<u32>> {
+pub(super) fn file_discard(file: &File) -> io::Result<Option<Discard>> {
     let metadata = file.metadata()?;
     let block = metadata.blksize().max(1);
     // Behind the end, where nothing is: file systems that cannot do it say so all the same.
@@ -114,18 +170,7 @@ pub(super) fn file_discard(file: &File) -> io::Result<Option<u32>> {
     };
     let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let possible = fallocate(file, mode, offset, len).is_ok();
-    Ok(possible.then(|| u32::try_from(block).unwrap_or(u32::MAX)))
-}
-
-/// A number that the kernel tells about a block device's queue.
-fn queue_attribute(device: libc::dev_t, name: &str) -> Option<u32> {
-    let (major, minor) = (libc::major(device), libc::minor(device));
-    // A partition has no queue of its own: its disk's is one level up.
-    ["queue", "../queue"].into_iter().find_map(|queue| {
-        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/{name}");
-        let number: u64 = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
-        Some(u32::try_from(number).unwrap_or(u32::MAX))
-    })
+    Ok(possible.then(|| Discard::anything(u32::try_from(block).unwrap_or(u32::MAX))))
 }
 
 /// Alignment that direct I/O on a file demands, in bytes.
@@ -183,9 +228,34 @@ pub(super) fn dio_alignment(file: &File) -> DioAnswer {
 /// beyond a sector.
 pub(super) fn disk_alignment(file: &File) -> io::Result<DioAlignment> {
     let device = file.metadata()?.dev();
-    let bytes = queue_attribute(device, "logical_block_size").unwrap_or(512);
+    let bytes = Disk::of(Path::new(sysfs::ROOT), device)
+        .and_then(|disk| disk.queue_attribute("logical_block_size"))
+        .map_or(512, |bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
     Ok(DioAlignment {
         memory: bytes,
         offset: bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_tell_of_secure_erasure_are_those_from_5_19() {
+        for (release, tells) in [
+            ("5.19.0", true),
+            ("5.19", true),
+            ("6.1.0-13-amd64", true),
+            ("10.0-rc1", true),
+            ("5.18.19", false),
+            ("5.4.0-150-generic", false),
+            ("4.20.1", false),
+            ("5", false),
+            ("", false),
+            ("custom", false),
+        ] {
+            assert_eq!(tells_erasure(OsStr::new(release)), tells, "{release:?}");
+        }
+    }
 }

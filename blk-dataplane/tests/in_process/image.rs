@@ -8,7 +8,9 @@ use blk_dataplane::{Backing, Caching, Device, DeviceOptions, Image, ImageError, 
 
 use crate::support::embedded::{Embedded, single};
 use crate::support::pattern;
-use crate::support::queue::{BLK_DISCARD, BLK_FLUSH, BLK_WRITE_ZEROES, FEATURES};
+use crate::support::queue::{
+    BLK_DISCARD, BLK_FLUSH, BLK_LIFETIME, BLK_SECURE_ERASE, BLK_WRITE_ZEROES, FEATURES,
+};
 use crate::support::request::{DISCARD, Framing, IOERR, OK, Request, WRITE_ZEROES};
 use crate::support::scratch::{KINDS, Kind, Scratch, on_threads};
 
@@ -372,7 +374,9 @@ fn block_device_is_served_in_its_own_blocks() {
         let half = queue.answer(&Request::write(1, &data[..512])).0;
         assert_eq!(half == Some(OK), block_size == 512);
 
-        // The loop driver punches holes.
+        // Linux's loop driver can do neither.
+        assert_eq!(device.features() & (BLK_SECURE_ERASE | BLK_LIFETIME), 0);
+        // It punches holes.
         let both = BLK_DISCARD | BLK_WRITE_ZEROES;
         assert_eq!(device.features() & both, both);
         let mut ranges = vmm.queue_with(1, 16, FEATURES | both);

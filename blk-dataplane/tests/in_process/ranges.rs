@@ -8,8 +8,12 @@ use blk_dataplane::{Backing, Device, DeviceOptions};
 
 use crate::support::embedded::Embedded;
 use crate::support::pattern;
-use crate::support::queue::{BLK_DISCARD, BLK_WRITE_ZEROES, CONFIG_WCE, FEATURES, GuestQueue};
-use crate::support::request::{DISCARD, Framing, IOERR, OK, Request, Table, UNSUPP, WRITE_ZEROES};
+use crate::support::queue::{
+    BLK_DISCARD, BLK_LIFETIME, BLK_SECURE_ERASE, BLK_WRITE_ZEROES, CONFIG_WCE, FEATURES, GuestQueue,
+};
+use crate::support::request::{
+    DISCARD, Framing, GET_LIFETIME, IOERR, OK, Request, SECURE_ERASE, Table, UNSUPP, WRITE_ZEROES,
+};
 use crate::support::scratch::{KINDS, Kind, Scratch, null_device, options};
 
 const DISK: usize = 1 << 20;
@@ -358,10 +362,51 @@ fn t1_segment_changed_while_requests_run_is_never_half_believed() {
 }
 
 #[test]
-fn null_device_does_both_at_once() {
-    let (_vmm, mut queue) = up(&null_device(1 << 30), BOTH);
-    for kind in [DISCARD, WRITE_ZEROES] {
+fn null_device_does_all_at_once() {
+    let device = null_device(1 << 30);
+    let (_vmm, mut queue) = up(&device, BOTH | BLK_SECURE_ERASE);
+    for kind in [DISCARD, WRITE_ZEROES, SECURE_ERASE] {
         let request = Request::ranges(kind, &[(0, 1024, 0); 16]);
         assert_eq!(queue.answer(&request), (Some(OK), 1));
     }
+    // max_secure_erase_sectors, max_secure_erase_seg, secure_erase_sector_alignment.
+    let [max_sectors, max_seg, alignment] = [60, 64, 68].map(|offset| field(&device, offset));
+    assert_eq!((max_seg, alignment), (16, 1));
+    assert_eq!(max_sectors % alignment, 0);
+    let most = Request::ranges(SECURE_ERASE, &[(0, max_sectors, 0)]);
+    assert_eq!(queue.answer(&most), (Some(OK), 1));
+    for (segment, status) in [
+        ((0, max_sectors + 1, 0), IOERR),
+        ((0, 8, UNMAP), UNSUPP),
+        (((1 << 30) / 512, 1, 0), IOERR),
+    ] {
+        queue.arena.reset();
+        let wrong = Request::ranges(SECURE_ERASE, &[segment]);
+        assert_eq!(queue.answer(&wrong), (Some(status), 1));
+    }
+}
+
+#[test]
+fn b27_what_a_file_cannot_do_is_neither_offered_nor_done() {
+    const FLASH: u64 = BLK_SECURE_ERASE | BLK_LIFETIME;
+    for kind in KINDS {
+        let scratch = Scratch::new(kind, &pattern(27, DISK));
+        let device = scratch.device();
+        assert_eq!(device.features() & FLASH, 0);
+        for offset in [60, 64, 68] {
+            assert_eq!(field(&device, offset), 0, "at {offset}");
+        }
+        // A driver that accepts it all the same.
+        let (_vmm, mut queue) = up(&device, BOTH | FLASH);
+        let erase = Request::ranges(SECURE_ERASE, &[(0, 8, 0)]);
+        assert_eq!(refused(&scratch, &mut queue, &erase), Some(UNSUPP));
+        let lifetime = Request::new(GET_LIFETIME, 0, &[], 6);
+        assert_eq!(refused(&scratch, &mut queue, &lifetime), Some(UNSUPP));
+    }
+    let options = DeviceOptions {
+        discard: false,
+        ..options()
+    };
+    let thick = Device::new(Backing::null(1 << 20), &options).unwrap();
+    assert_eq!(thick.features() & BLK_SECURE_ERASE, 0, "keeps its storage");
 }

@@ -25,6 +25,8 @@ pub(crate) const BLK_FLUSH: u64 = 1 << 9;
 pub(crate) const CONFIG_WCE: u64 = 1 << 11;
 pub(crate) const BLK_DISCARD: u64 = 1 << 13;
 pub(crate) const BLK_WRITE_ZEROES: u64 = 1 << 14;
+pub(crate) const BLK_LIFETIME: u64 = 1 << 15;
+pub(crate) const BLK_SECURE_ERASE: u64 = 1 << 16;
 /// What the tests negotiate unless they say otherwise.
 pub(crate) const FEATURES: u64 = VERSION_1 | INDIRECT | EVENT_IDX | BLK_FLUSH;
 

@@ -5,8 +5,10 @@ pub(crate) const IN: u32 = 0;
 pub(crate) const OUT: u32 = 1;
 pub(crate) const FLUSH: u32 = 4;
 pub(crate) const GET_ID: u32 = 8;
+pub(crate) const GET_LIFETIME: u32 = 10;
 pub(crate) const DISCARD: u32 = 11;
 pub(crate) const WRITE_ZEROES: u32 = 13;
+pub(crate) const SECURE_ERASE: u32 = 14;
 
 /// Status bytes.
 pub(crate) const OK: u8 = 0;
@@ -51,7 +53,7 @@ impl Request {
         Self::new(FLUSH, 0, &[], 0)
     }
 
-    /// A discard or write-zeroes of segments: sector, sectors, flags.
+    /// A discard, write-zeroes or secure erase of segments: sector, sectors, flags.
     pub(crate) fn ranges(kind: u32, segments: &[(u64, u32, u32)]) -> Self {
         let mut data = Vec::new();
         for (sector, sectors, flags) in segments {

@@ -357,6 +357,8 @@ impl State {
                 let sectors = data.chunks_exact(SECTOR_LEN).map(Arc::from).collect();
                 (offset, data.len() as u64, Work::Write(sectors, durability))
             }
+            // As a file says.
+            Operation::SecureErase { .. } => return Err(Refusal::Errno(libc::EOPNOTSUPP)),
             Operation::WriteZeroes {
                 offset,
                 len,

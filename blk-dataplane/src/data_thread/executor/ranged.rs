@@ -1,4 +1,4 @@
-//! Discards and write-zeroes, range by range.
+//! Discards, write-zeroes and secure erases, range by range.
 
 use ioq::{Durability, Unmap};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -13,7 +13,7 @@ use crate::ranges::{self, Range, RangeKind, SEGMENT_LEN, SEGMENTS_MAX};
 use crate::request::{HEADER_LEN, Status};
 
 impl<M: GuestMemoryBackend> Executor<M> {
-    /// Starts a discard or write-zeroes of `count` segments.
+    /// Starts a discard, write-zeroes or secure erase of `count` segments.
     pub(super) fn start_ranges(
         &mut self,
         queue: u16,
@@ -63,6 +63,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let owner = Owner::Range { slot };
         let queued = match kind {
             RangeKind::Discard => self.ioq.queue_discard(range.offset, range.len, owner),
+            RangeKind::SecureErase => self.ioq.queue_secure_erase(range.offset, range.len, owner),
             RangeKind::WriteZeroes => {
                 let unmap = if range.unmap {
                     Unmap::Allowed

@@ -7,6 +7,8 @@ use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, Segment, SplitQueue}
 use super::*;
 use crate::data_thread::peers::Desks;
 use crate::device::DeviceOptions;
+use crate::image::WearFiles;
+use crate::request::VIRTIO_BLK_T_GET_LIFETIME;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -70,7 +72,10 @@ impl Rig {
         if kind == blk::VIRTIO_BLK_T_OUT {
             readable.push(segment(DATA, 512));
         }
-        if kind == blk::VIRTIO_BLK_T_DISCARD {
+        if matches!(
+            kind,
+            blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_SECURE_ERASE
+        ) {
             // Two segments, of 8 sectors each.
             for segment in [DATA, DATA.unchecked_add(16)] {
                 self.memory
@@ -83,18 +88,20 @@ impl Rig {
         if kind == blk::VIRTIO_BLK_T_IN {
             writable.insert(0, segment(DATA, 512));
         }
+        if kind == VIRTIO_BLK_T_GET_LIFETIME {
+            writable.insert(0, segment(DATA, 6));
+        }
         self.guest.add_chain(&readable, &writable).unwrap();
         self.guest.publish();
-        let accepted = Accepted {
-            discard: true,
-            write_zeroes: true,
-        };
+        let accepted = Accepted::of(u64::MAX, u64::MAX);
         let map = MemoryRef::new(Arc::clone(&self.memory));
         let head = self.ring.pop(&mut self.chain).unwrap().unwrap();
         let started = self
             .executor
             .start(0, accepted, head, &mut self.chain, &map);
-        assert!(matches!(started, Started::InFlight));
+        // What the device knows by itself.
+        let at_once = kind == VIRTIO_BLK_T_GET_LIFETIME;
+        assert_eq!(matches!(started, Started::InFlight), !at_once);
     }
 
     /// The part of a pass after fetching, completions left alone.
@@ -125,6 +132,10 @@ impl Rig {
         used
     }
 
+    fn of_queue(&self) -> crate::counters::RequestSnapshot {
+        self.executor.of_queue(0).snapshot().requests
+    }
+
     fn status(&self) -> u8 {
         self.memory.read_obj(STATUS).unwrap()
     }
@@ -132,6 +143,42 @@ impl Rig {
 
 fn outcome_of(ok: bool) -> Outcome {
     if ok { Outcome::Done } else { Outcome::Failed }
+}
+
+#[test]
+fn lifetime_is_what_the_storage_said_last() {
+    let mut rig = Rig::alone();
+    let card = tempfile::tempdir().unwrap();
+    let says = |name: &str, what: &str| std::fs::write(card.path().join(name), what).unwrap();
+    says("pre_eol_info", "0x02\n");
+    says("life_time", "0x0a 0x03\n");
+    let lifetime = Lifetime::new(WearFiles::of_mmc(card.path()));
+    rig.executor.lifetime = Some(Arc::new(lifetime));
+    rig.memory.write_slice(&[0xee; 8], DATA).unwrap();
+    rig.start(VIRTIO_BLK_T_GET_LIFETIME);
+    assert_eq!(rig.status(), Status::Ok as u8);
+    let mut told = [0; 8];
+    rig.memory.read_slice(&mut told, DATA).unwrap();
+    // Three little-endian fields and nothing behind them.
+    assert_eq!(told, [2, 0, 10, 0, 3, 0, 0xee, 0xee]);
+    assert_eq!(rig.of_queue().get_lifetimes, 1);
+}
+
+#[test]
+fn secure_erase_is_done_range_by_range_and_fails_as_the_host_does() {
+    for (outcome, status) in [(true, Status::Ok), (false, Status::IoErr)] {
+        let mut rig = Rig::alone();
+        rig.start(blk::VIRTIO_BLK_T_SECURE_ERASE);
+        rig.submit();
+        let mut ended = rig.end_all(outcome);
+        // The second range only after the first, and if that went well.
+        assert_eq!(ended.is_empty(), outcome);
+        rig.submit();
+        ended.extend(rig.end_all(outcome));
+        assert_eq!(ended, [1]);
+        assert_eq!(rig.status(), status as u8);
+        assert_eq!(rig.of_queue().secure_erases, 1);
+    }
 }
 
 #[test]
