@@ -479,4 +479,6 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
