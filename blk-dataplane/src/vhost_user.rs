@@ -2,8 +2,14 @@
 //! rings, and the [`DataPlane`](crate::DataPlane) serves them.
 //!
 //! Offered besides the device's own features: the protocol features MQ, CONFIG, REPLY_ACK,
-//! CONFIGURE_MEM_SLOTS (libblkio insists on the last three) and BACKEND_REQ, by which a front-end is told of a
-//! new capacity. The message layer is the `vhost` crate's; `connection.rs` says what is made of its errors.
+//! CONFIGURE_MEM_SLOTS (libblkio insists on the last three), BACKEND_REQ, by which a front-end is told of a new
+//! capacity, RESET_DEVICE and STATUS.
+//!
+//! ```text
+//! socket ─ ancillary ─> stream ───> request ──> session ───────> backend ──> DataPlane
+//!          recvmsg,     pieces to   bytes to    may it be sent,  what it
+//!          owned fds    messages    values      what is answered does
+//! ```
 //!
 //! A message that is refused leaves everything as it was. If the front-end asked for a reply it gets
 //! a non-zero one; otherwise the refusal is logged.
@@ -21,13 +27,17 @@
 //! # }
 //! ```
 
+mod ancillary;
 mod backend;
 mod config_channel;
-mod connection;
 mod handed;
 mod listener;
+mod message;
+mod request;
 mod server;
 mod serving;
+mod session;
+mod stream;
 mod vring_state;
 
 pub use listener::{BindError, SocketOptions};

@@ -57,6 +57,16 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         Ok(())
     }
 
+    /// Puts the configuration space back to what it is before a driver has come (virtio 1.3 §2.4.1): the write
+    /// cache on. No queue runs.
+    #[cfg(feature = "vhost-user")]
+    pub(crate) fn reset_config(&mut self) -> Result<(), Gone> {
+        if self.writeback {
+            return Ok(());
+        }
+        self.tell_writeback(true)
+    }
+
     fn tell_writeback(&mut self, writeback: bool) -> Result<(), Gone> {
         self.writeback = writeback;
         self.ask_all(|reply| Command::SetWriteback { writeback, reply })

@@ -1,6 +1,6 @@
 //! One loop that accepts the front-ends of all devices, and sees each connection to its end.
 //!
-//! A connection has a thread of its own (`connection.rs`), so that a front-end that stalls in the middle of a
+//! A connection has a thread of its own (`session.rs`), so that a front-end that stalls in the middle of a
 //! message, or does not read its replies, holds up neither this loop nor any other device. The loop itself
 //! never waits for anything but poll(2).
 
@@ -18,10 +18,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use tracing::Span;
 
-use super::connection::{self, ConnectionError};
 use super::handed::Handed;
 use super::listener::Listener;
 use super::server::{Endpoint, ServeError, Server};
+use super::session::{self, ConnectionError};
 use crate::device::Device;
 
 /// Pause before another accept when the host has run out of something.
@@ -412,7 +412,7 @@ impl Connection {
             .stack_size(CONNECTION_STACK)
             .spawn(move || {
                 let _at_end = at_end;
-                span.in_scope(|| connection::serve(&device, stream, shared))
+                span.in_scope(|| session::serve(&device, stream, shared))
             })?;
         Ok(Self {
             thread,

@@ -14,7 +14,7 @@ mod descriptors;
 mod fairness;
 mod framing;
 #[cfg(feature = "vhost-user")]
-mod hostile_front_end;
+mod front_end;
 mod image;
 #[cfg(feature = "vhost-user")]
 mod listening;
@@ -22,8 +22,6 @@ mod listening;
 mod lost_memory;
 mod model;
 mod packed;
-#[cfg(feature = "vhost-user")]
-mod protocol;
 mod ranges;
 mod requests;
 mod rings;

@@ -24,6 +24,7 @@ pub(crate) const SET_VRING_ERR: u32 = 14;
 pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
 pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
 pub(crate) const SET_VRING_ENABLE: u32 = 18;
+pub(crate) const GET_CONFIG: u32 = 24;
 
 /// Protocol version 1, the lowest two bits of a header's flags.
 pub(crate) const V1: u32 = 1;

@@ -1,0 +1,169 @@
+//! Rows F: descriptors where none belong, too many, too few, of the wrong kind.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use event_poll::EventNotifier;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{assert_serves, ready, refused, serve, table};
+use crate::support::eventually;
+use crate::support::front_end::Served;
+use crate::support::queue::{FEATURES, GuestQueue};
+use crate::support::ram::GuestRam;
+use crate::support::request::{Framing, OK, Request};
+use crate::support::scratch::null_device;
+use crate::support::wire::{
+    Answer, NEED_REPLY, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_VRING_CALL, SET_VRING_ERR,
+    SET_VRING_KICK, SET_VRING_NUM, V1, message, vring_state,
+};
+
+#[test]
+fn f1_f2_descriptors_where_none_or_fewer_belong_are_refused() {
+    let served = serve();
+    let event = EventNotifier::new().unwrap();
+    let fd = event.as_fd();
+    let ram = GuestRam::new();
+    let file = ram.regions[0].file.as_fd();
+    let region = [0, 1 << 20, 1 << 40, 0];
+    let index = 0u64.to_le_bytes();
+    let cases: [(u32, Vec<u8>, Vec<std::os::fd::BorrowedFd<'_>>); 8] = [
+        (SET_OWNER, vec![], vec![fd]),
+        (SET_FEATURES, FEATURES.to_le_bytes().to_vec(), vec![fd]),
+        (SET_VRING_NUM, vring_state(0, 16), vec![fd, fd]),
+        (SET_VRING_KICK, index.to_vec(), vec![]),
+        (SET_VRING_KICK, index.to_vec(), vec![fd, fd]),
+        (SET_MEM_TABLE, table(&[region]), vec![]),
+        (SET_MEM_TABLE, table(&[region]), vec![file, file]),
+        // F4: "no descriptor" with one.
+        (SET_VRING_CALL, 0x100u64.to_le_bytes().to_vec(), vec![fd]),
+    ];
+    for (code, body, fds) in cases {
+        let mut wire = served.wire();
+        wire.negotiate(FEATURES);
+        assert!(refused(&mut wire, code, &body, &fds), "{code} {fds:?}");
+    }
+    assert_serves(&served);
+}
+
+#[test]
+fn f3_more_descriptors_than_can_be_taken_end_the_connection() {
+    let served = serve();
+    let event = EventNotifier::new().unwrap();
+    let fds = vec![event.as_fd(); 40];
+    let bytes = message(SET_VRING_KICK, V1 | NEED_REPLY, &0u64.to_le_bytes());
+    // With the header, with the body, or some with each byte.
+    for cut in [0, 12] {
+        let mut wire = served.wire();
+        wire.negotiate(FEATURES);
+        if cut > 0 {
+            assert!(wire.send_bytes(&bytes[..cut], &[]));
+        }
+        wire.send_bytes(&bytes[cut..], &fds);
+        assert_eq!(wire.receive(), Answer::Closed);
+    }
+    let mut wire = served.wire();
+    wire.negotiate(FEATURES);
+    for byte in &bytes {
+        wire.send_bytes(&[*byte], &fds[..2]);
+    }
+    assert_eq!(wire.receive(), Answer::Closed);
+    assert_serves(&served);
+}
+
+#[test]
+fn f4_call_without_a_descriptor_is_a_polling_guest_and_kick_without_one_is_refused() {
+    let served = serve();
+    let mut front = ready(&served);
+    let mut queue = front.queue(0, 16);
+    let mut wire = front.wire();
+    assert!(wire.acknowledged(SET_VRING_CALL, &0x100u64.to_le_bytes(), &[]));
+    assert!(!wire.acknowledged(SET_VRING_KICK, &0x100u64.to_le_bytes(), &[]));
+    let request = Request::read(0, 512);
+    queue.add(&request, &Framing::joined());
+    queue.publish();
+    eventually("a completion", || queue.poll().is_some());
+}
+
+#[test]
+fn f6_n9_descriptors_of_the_wrong_kind_are_refused_and_nothing_spins() {
+    let served = serve();
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    let mut queue = front.up();
+    let mut wire = front.wire();
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(writer);
+    let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(other);
+    let zero = File::open("/dev/zero").unwrap();
+    let regular = File::open("/proc/self/exe").unwrap();
+    let directory = File::open("/").unwrap();
+    let memory = &ram.regions[0].file;
+    let wrong = [
+        reader.as_fd(),
+        one.as_fd(),
+        zero.as_fd(),
+        regular.as_fd(),
+        directory.as_fd(),
+        memory.as_fd(),
+    ];
+    for fd in wrong {
+        // On the running ring, and on one that is to start.
+        for index in [0u64, 1] {
+            for code in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+                assert!(
+                    !wire.acknowledged(code, &index.to_le_bytes(), &[fd]),
+                    "{fd:?}"
+                );
+            }
+        }
+        assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));
+    }
+    let event = EventNotifier::new().unwrap();
+    for fd in [
+        event.as_fd(),
+        reader.as_fd(),
+        zero.as_fd(),
+        directory.as_fd(),
+    ] {
+        let body = table(&[[0, 1 << 20, 1 << 40, 0]]);
+        assert!(!wire.acknowledged(SET_MEM_TABLE, &body, &[fd]), "{fd:?}");
+        // M12: the old table stays in force.
+        assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));
+    }
+}
+
+/// The open file description of a call descriptor is shared: the front-end makes it blocking and full
+/// after it was handed over, and the data thread sleeps in its write.
+#[test]
+fn n3_x3_blocking_full_call_descriptor_holds_up_neither_the_next_front_end_nor_the_end() {
+    let served = Served::new(null_device(1 << 20));
+    for last in [false, true] {
+        let ram = GuestRam::new();
+        let mut front = served.connect(&ram);
+        front.negotiate(FEATURES);
+        front.set_memory(&[0, 1, 2]);
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let call = EventFd::from_value_and_flags(0, flags).unwrap();
+        let mut queue = GuestQueue::new(&ram, 0, 16, FEATURES);
+        queue.call = EventNotifier::from_fd(call.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        front.start(&queue, 0);
+        // Emptied first, and that fails if it is empty.
+        let _ = call.read();
+        call.write(u64::MAX - 1).unwrap();
+        fcntl(&call, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        queue.add(&Request::read(0, 512), &Framing::joined());
+        queue.publish();
+        eventually("a completion", || queue.driver.used_idx() == 1);
+        if last {
+            // The end comes while it is connected.
+            served.until.notify().unwrap();
+            break;
+        }
+    }
+    let stopped = std::thread::spawn(move || served.stop());
+    eventually("the end", || stopped.is_finished());
+    stopped.join().unwrap().unwrap();
+}
