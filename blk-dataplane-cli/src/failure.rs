@@ -80,6 +80,10 @@ pub(crate) fn image_failure(error: &ImageError) -> Failure {
         ImageError::InUse { .. } => {
             usage("stop it, or give --force-share if both are meant to use it (a live migration)")
         }
+        ImageError::InUseByHost { .. } => usage(
+            "lsblk shows what has it: unmount or detach it there, or give --read-only, or --force-share if both \
+             are meant to write",
+        ),
         ImageError::Lock { .. } => host(
             "its file system has no locks: give --force-share and see to it that nobody else writes",
         ),

@@ -71,6 +71,15 @@ counters! {
     merged,
     /// `fdatasync` operations; several flushes may share one.
     syncs,
+    /// Operations that failed for want of room (ENOSPC, EDQUOT, EFBIG). These and the next are of what the
+    /// kernel was asked to do: a merged one that fails is tried again part by part.
+    failed_no_space,
+    /// Operations that failed since the storage did (EIO and its like).
+    failed_storage,
+    /// Reads beyond the end of a file that has become shorter.
+    failed_file_ended,
+    /// Operations that failed for another reason, such as memory of the guest that has gone.
+    failed_otherwise,
     /// Interrupts sent to the guest.
     notifications,
     /// Times the data thread went to sleep.

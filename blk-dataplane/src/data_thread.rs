@@ -16,6 +16,7 @@ mod bounce;
 mod buffers;
 mod command;
 mod executor;
+mod failures;
 mod flush;
 mod pace;
 pub(crate) mod peers;

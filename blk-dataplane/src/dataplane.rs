@@ -151,11 +151,16 @@ impl<M: GuestMemoryBackend> ThreadHandle<M> {
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
-    /// Starts the device with its first data thread, and no queue yet.
+    /// Starts the device with its first data thread, and no queue yet. Its size is
+    /// [read anew](Self::resize): it may have changed since the device was made, or ran last.
     ///
     /// # Errors
     /// [`StartError`]: the host has run out of something.
     pub fn start(device: &Device, memory: Arc<M>) -> Result<Self, StartError> {
+        if let Err(error) = device.resize() {
+            // What it was then stays in force; beyond the end there is nothing but errors.
+            tracing::warn!(%error, "the size of the image stays as it was");
+        }
         let threads = usize::from(device.num_threads());
         let watch = device.lifetime().map(LifetimeWatch::start);
         let mut plane = Self {

@@ -67,7 +67,8 @@ pub struct ImageOptions {
     /// Use the page cache even where direct I/O is possible.
     pub buffered: bool,
     /// Take no lock. Otherwise the image is locked for one writer or for any number of readers
-    /// for as long as it is open, and opening fails where somebody's lock is in the way.
+    /// for as long as it is open, and opening fails where somebody's lock is in the way. A block device that is
+    /// opened for writing is also claimed (`O_EXCL`), so that it is not mounted meanwhile and was not before.
     pub force_share: bool,
 }
 
@@ -111,6 +112,13 @@ pub enum ImageError {
         /// Who has it, where the host tells.
         holder: Option<LockHolder>,
     },
+    /// A block device that the host itself uses, mounted or as part of a RAID or volume group, or that another
+    /// program has opened for itself alone. Caller's fault.
+    #[error("{path} is in use by the host itself: mounted, swapped to, or part of a RAID or volume group", path = path.display())]
+    InUseByHost {
+        /// The device.
+        path: PathBuf,
+    },
     /// It could not be locked: its file system takes no locks. Host's fault.
     #[error("cannot lock {path}: {source}", path = path.display())]
     Lock {
@@ -141,6 +149,8 @@ pub enum ImageError {
 #[derive(Clone, Debug)]
 pub struct Image {
     file: Arc<File>,
+    /// Open for nothing but its claim to the block device.
+    _claim: Option<Arc<File>>,
     path: PathBuf,
     capacity: u64,
     block_size: u32,
@@ -232,6 +242,11 @@ impl Image {
                 LockRefused::Failed(source) => ImageError::Lock { path, source },
             })?;
         }
+        let claim = if kind.is_block_device() && !options.read_only && !options.force_share {
+            Some(Arc::new(claim(path, &file)?))
+        } else {
+            None
+        };
         let block_size = alignment.map_or(device_block, |a| a.offset.max(device_block));
         let io_hints = if kind.is_block_device() {
             probe::block_device_hints(&file).map_err(examine)?
@@ -263,6 +278,7 @@ impl Image {
             kind.is_block_device() && !options.read_only && probe::can_erase_securely(&file);
         Ok(Self {
             file: Arc::new(file),
+            _claim: claim,
             path: path.to_owned(),
             capacity,
             block_size,
@@ -376,6 +392,31 @@ fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
         .write(!read_only)
         .custom_flags(flags)
         .open(path)
+}
+
+/// Claims the block device `device`, which was opened at `path`, for this program.
+///
+/// A lock is the path's: another node of the same device has locks of its own, and mount(8) asks for none. The
+/// kernel's claim is the device's, and file systems, RAID, device mapper and other programs that open it so
+/// take it too. With its partitions: those of a claimed disk cannot be mounted.
+fn claim(path: &Path, device: &File) -> Result<File, ImageError> {
+    let examine = |source| ImageError::Examine {
+        path: path.to_owned(),
+        source,
+    };
+    let claimed = open_file(path, true, libc::O_EXCL | libc::O_NONBLOCK).map_err(|source| {
+        let path = path.to_owned();
+        if source.raw_os_error() == Some(libc::EBUSY) {
+            ImageError::InUseByHost { path }
+        } else {
+            ImageError::Open { path, source }
+        }
+    })?;
+    let number = |file: &File| file.metadata().map(|metadata| metadata.rdev());
+    if number(&claimed).map_err(examine)? != number(device).map_err(examine)? {
+        return Err(examine(io::Error::other("it was replaced meanwhile")));
+    }
+    Ok(claimed)
 }
 
 fn open_direct(

@@ -20,6 +20,7 @@ use super::bounce::{Bounce, is_lost};
 use super::buffers::{
     Alignment, GuestBuffers, MAX_SEGMENTS_PER_REQUEST, MemoryRef, NotInPlace, Owner, Transfer,
 };
+use super::failures::Failures;
 use super::flush::Flushes;
 use super::peers::Seat;
 use super::range_table::RangeTable;
@@ -134,6 +135,7 @@ pub(super) struct Executor<M> {
     lifetime: Option<Arc<Lifetime>>,
     counters: Arc<Counters>,
     queue_counters: Arc<[QueueCounters]>,
+    failures: Failures,
     clock: Clock,
     /// When the first request of the batch was popped.
     batch_began: Option<u64>,
@@ -200,6 +202,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             capacity: device.capacity_in_force(),
             serial: *device.serial(),
             lifetime: device.lifetime().cloned(),
+            failures: Failures::new(device.backing(), Arc::clone(&counters)),
             counters,
             queue_counters,
             clock: Clock::new(device.latencies()),
@@ -444,12 +447,20 @@ impl<M: GuestMemoryBackend> Executor<M> {
     /// Takes what the kernel has finished and gives each request's end to `finished`. Returns how
     /// many operations came back. May queue follow-up operations: call [`submit`](Self::submit).
     pub(super) fn reap(&mut self, mut finished: impl FnMut(Finished)) -> usize {
-        let Self { ioq, done, .. } = self;
+        let Self {
+            ioq,
+            done,
+            failures,
+            ..
+        } = self;
         let count = ioq.reap(|owner, result| {
-            if let Err(error) = result {
-                tracing::debug!(%error, "an operation failed");
-            }
             let outcome = Outcome::of(&owner, &result);
+            // What the host cannot do at all is the guest's to know, and answered so.
+            if let Err(error) = &result
+                && outcome == Outcome::Failed
+            {
+                failures.note(error);
+            }
             done.push_back((owner, outcome));
         });
         // Once for all that came back together.

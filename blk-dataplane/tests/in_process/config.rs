@@ -197,6 +197,22 @@ fn device_that_grows_and_shrinks_serves_what_it_has_at_the_time() {
 }
 
 #[test]
+fn device_that_changed_while_nothing_ran_it_starts_with_the_size_it_has() {
+    let scratch = Scratch::zeroed(Kind::Disk, DISK);
+    let device = scratch.device();
+    for size in [2 * DISK, DISK / 2] {
+        scratch.truncate(size as u64);
+        let (vmm, mut queue) = single(&device);
+        let config = vmm.plane.config_space();
+        let sectors = size as u64 / 512;
+        assert_eq!(config.read(0, 8).unwrap(), sectors.to_le_bytes());
+        assert_eq!(queue.answer(&Request::read(sectors, 512)), (Some(IOERR), 0));
+        let last = Request::write(sectors - 1, &[1; 512]);
+        assert_eq!(queue.answer(&last), (Some(OK), 1));
+    }
+}
+
+#[test]
 fn subscription_ends_when_it_is_dropped() {
     let scratch = Scratch::zeroed(Kind::Disk, DISK);
     let device = scratch.device();

@@ -92,6 +92,12 @@ fn host_failures_are_told_from_refusals() {
         (counts.failed, counts.refused, counts.bytes_read),
         (3, 0, 0)
     );
+    let counts = vmm.plane.counters();
+    assert_eq!(counts.failed_file_ended, 3);
+    assert_eq!(
+        counts.failed_no_space + counts.failed_storage + counts.failed_otherwise,
+        0
+    );
 }
 
 #[test]

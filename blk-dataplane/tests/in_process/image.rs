@@ -1,6 +1,7 @@
 //! The image underneath: its size, its end, what flush and merging make of it.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -345,6 +346,51 @@ impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.0]).status();
     }
+}
+
+/// Opened for itself alone, as mount(8) and all who build upon block devices do.
+fn claimed(disk: &Path) -> std::io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(disk)
+}
+
+#[test]
+fn block_device_has_one_user_whatever_node_it_is_opened_by() {
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let disk = Loop::new(file.path(), 512);
+    let disk = disk.0.as_ref();
+    let open = |read_only, force_share| {
+        let options = ImageOptions {
+            read_only,
+            force_share,
+            ..ImageOptions::default()
+        };
+        Image::open(disk, &options)
+    };
+    {
+        let _mounted = claimed(disk).unwrap();
+        let refused = open(false, false).unwrap_err();
+        assert!(
+            matches!(refused, ImageError::InUseByHost { .. }),
+            "{refused}"
+        );
+        open(true, false).unwrap();
+        open(false, true).unwrap();
+    }
+    let image = open(false, false).unwrap();
+    let busy = claimed(disk).unwrap_err();
+    assert_eq!(busy.raw_os_error(), Some(libc::EBUSY));
+    // Of the same node the lock says who.
+    let refused = open(false, false).unwrap_err();
+    assert!(matches!(refused, ImageError::InUse { .. }), "{refused}");
+    drop(image);
+    claimed(disk).unwrap();
+    // Readers claim nothing.
+    let _readers = [open(true, false).unwrap(), open(true, false).unwrap()];
+    claimed(disk).unwrap();
 }
 
 #[test]
