@@ -56,6 +56,9 @@ pub(crate) fn image_failure(error: &ImageError) -> Failure {
                 host("check its permissions, or give --read-only if reading is enough")
             }
             ErrorKind::ReadOnlyFilesystem => host("give --read-only"),
+            // What open(2) says of a socket.
+            _ if is(source, Errno::ENXIO) && !is_block_device(path) => usage(GIVE_AN_IMAGE),
+            ErrorKind::InvalidFilename => usage("give another path"),
             _ if is(source, Errno::ELOOP) => {
                 usage("its symbolic links lead in a circle: give another path")
             }
@@ -67,7 +70,7 @@ pub(crate) fn image_failure(error: &ImageError) -> Failure {
                 ErrorKind::PermissionDenied => "check the directory's permissions",
                 ErrorKind::ReadOnlyFilesystem => "give a path on another file system",
                 ErrorKind::FileTooLarge => {
-                    "give a smaller SIZE: its file system has no files that large"
+                    "give a smaller SIZE: its file system has no files that large, or ulimit -f forbids them"
                 }
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                     "make room, or give a path on another file system"

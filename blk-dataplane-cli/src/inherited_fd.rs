@@ -13,6 +13,9 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 /// Takes ownership of an inherited descriptor. Standard input, output and error are refused, and so
 /// is a second call. To be called before the program opens anything itself.
 pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(io::Error::other("descriptors count from 0"));
+    }
     if number <= 2 {
         return Err(io::Error::other(
             "0, 1 and 2 are standard input, output and error",

@@ -8,20 +8,20 @@ mod cpu_list;
 mod diagnostics;
 mod failure;
 mod features;
+mod image_notes;
 mod inherited_fd;
 mod qemu_hint;
 mod report;
 mod signals;
 mod size;
 
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use blk_dataplane::vhost_user::Server;
-use blk_dataplane::{Backing, Caching, Device, Image, ImageOptions, SigbusGuard};
+use blk_dataplane::{Backing, Device, Image, ImageOptions, SigbusGuard};
 use clap::Parser;
 use nix::sys::signal::Signal;
 
@@ -40,14 +40,14 @@ const CAPABILITIES: &str = r#"{
 "#;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    // vhost-user.rst: other options and arguments are ignored, and the program exits with 0.
-    if arguments.print_capabilities {
+    // vhost-user.rst: other options and arguments are ignored, right or wrong, and the program exits with 0.
+    if std::env::args_os().any(|argument| argument == "--print-capabilities") {
         return match std::io::stdout().write_all(CAPABILITIES.as_bytes()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::from(EXIT_HOST),
         };
     }
+    let arguments = Arguments::parse();
     diagnostics::init(arguments.verbose);
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,6 +74,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     // descriptor alone and none can end the program in the middle of a request.
     let ending = signals::block(&[Signal::SIGTERM, Signal::SIGINT])?;
     let others = signals::block(&[Signal::SIGHUP, Signal::SIGUSR1])?;
+    signals::survive_file_size_limit()?;
     // A front-end that truncates the memory of its guest costs itself, and not everybody served after it.
     SigbusGuard::install().map_err(|error| Failure::host(format!("SIGBUS handler: {error}")))?;
     let options = arguments.device_options();
@@ -116,14 +117,15 @@ fn open_backing(arguments: &Arguments) -> Result<Backing, Failure> {
         // clap sees to it that one of the two is there.
         return Ok(Backing::null(arguments.null.unwrap_or_default()));
     };
+    let mut wanted = arguments.create;
     if let Some(size) = arguments.create
         && Image::create_if_missing(path, size).map_err(|error| image_failure(&error))?
     {
         say(&format!(
-            "blk-dataplane: created {} ({size} bytes, sparse)
-",
+            "blk-dataplane: created {} ({size} bytes, sparse)\n",
             path.display()
         ));
+        wanted = None;
     }
     let options = ImageOptions {
         read_only: arguments.read_only,
@@ -131,31 +133,10 @@ fn open_backing(arguments: &Arguments) -> Result<Backing, Failure> {
         ..ImageOptions::default()
     };
     let image = Image::open(path, &options).map_err(|error| image_failure(&error))?;
-    if let Caching::Buffered(reason) = image.caching() {
-        say(&format!(
-            "blk-dataplane: {}: using the page cache: {reason}
-",
-            path.display()
-        ));
-    }
-    if looks_like_qcow2(&image) {
-        say(&format!(
-            "blk-dataplane: {}: this looks like a QCOW2 image, and is served as it is, as a raw one; \
-             convert it with qemu-img convert -O raw
-",
-            path.display()
-        ));
+    for note in image_notes::about(&image, wanted) {
+        say(&format!("blk-dataplane: {}: {note}\n", path.display()));
     }
     Ok(Backing::Image(image))
-}
-
-/// Whether an image begins as the commonest format that is not raw. Only good for a warning: a guest can write
-/// the same into a raw one.
-fn looks_like_qcow2(image: &Image) -> bool {
-    // Read through the page cache: direct I/O would want an aligned buffer.
-    let mut magic = [0; 4];
-    File::open(image.path()).is_ok_and(|file| file.read_exact_at(&mut magic, 0).is_ok())
-        && magic == *b"QFI\xfb"
 }
 
 /// One `ready` line on stdout, once a front-end may connect; how to attach it on stderr.
@@ -164,7 +145,9 @@ fn announce(server: &Server, device: &Device) -> Result<(), Failure> {
     let ready = match server.path() {
         Some(path) => {
             say(&qemu_hint::attach(path, device));
-            writeln!(stdout, "ready {}", path.display())
+            // As it is, whatever bytes that are: a script connects to what it reads here.
+            let path = path.as_os_str().as_bytes();
+            stdout.write_all(&[b"ready ", path, b"\n"].concat())
         }
         None => writeln!(stdout, "ready"),
     };

@@ -1,7 +1,10 @@
 //! What the program does on signals, other than to end.
 
+// UNSAFETY: sigaction, which nix has no safe form of.
+#![expect(unsafe_code)]
+
 use blk_dataplane::Device;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::{Failure, report, say};
@@ -12,6 +15,16 @@ pub(crate) fn block(signals: &[Signal]) -> Result<SignalFd, Failure> {
     set.thread_block()
         .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC))
         .map_err(|errno| Failure::host(format!("cannot watch for signals: {errno}")))
+}
+
+/// Has writes beyond the limit on a file's size (`ulimit -f`) fail, as on a full disk, rather than end the
+/// program: the guest is told, and goes on with what it has.
+pub(crate) fn survive_file_size_limit() -> Result<(), Failure> {
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: nothing of this process has handled the signal before, and ignoring it runs no code of ours.
+    unsafe { sigaction(Signal::SIGXFSZ, &ignore) }
+        .map(drop)
+        .map_err(|errno| Failure::host(format!("cannot ignore SIGXFSZ: {errno}")))
 }
 
 /// Reads the image's size anew at SIGHUP and says the counters at SIGUSR1, for as long as the program runs.

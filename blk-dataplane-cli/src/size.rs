@@ -1,6 +1,6 @@
 //! Sizes as people write them.
 
-/// Parses bytes with an optional binary suffix: `K`, `M`, `G`, `T`, as in QEMU and truncate(1), with
+/// Parses bytes with an optional binary suffix: `K`, `M`, `G`, `T`, `P`, `E`, as in QEMU and truncate(1), with
 /// or without a final `iB` or `B`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -16,6 +16,8 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
+        "p" => 50,
+        "e" => 60,
         _ => return Err(format!("{text:?} is no size; write one like 512M or 1G")),
     };
     let number: u64 = number
@@ -43,6 +45,8 @@ mod tests {
         assert_eq!(parse_size("512M"), Ok(512 << 20));
         assert_eq!(parse_size("1G"), Ok(1 << 30));
         assert_eq!(parse_size("2TiB"), Ok(2 << 40));
+        assert_eq!(parse_size("3P"), Ok(3 << 50));
+        assert_eq!(parse_size("7E"), Ok(7 << 60));
         assert_eq!(parse_size("1gb"), Ok(1 << 30));
     }
 
@@ -58,6 +62,7 @@ mod tests {
             "0",
             "511",
             "99999999T",
+            "8E",
             "iB",
         ] {
             assert!(parse_size(text).is_err(), "{text}");

@@ -69,6 +69,55 @@ fn create_never_touches_an_image_that_is_there() {
 }
 
 #[test]
+fn what_is_odd_about_an_image_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("disk.img"), vec![0; 4096 + 100]).unwrap();
+    for (size, said_of_create) in [("8K", true), ("4196", false)] {
+        let mut command = program(&directory);
+        command.args(["--blk-file", "disk.img", "--create", size]);
+        let (mut running, ready) = Running::start(command);
+        assert!(ready.starts_with("ready "));
+        running.signal(Signal::SIGTERM);
+        assert!(running.wait().success());
+        let said = running.stderr();
+        assert!(said.contains("disk.img: its last 100 bytes"), "{said}");
+        let create = "4196 bytes, where --create says 8192";
+        assert_eq!(said.contains(create), said_of_create, "{said}");
+    }
+    assert_eq!(
+        directory.path().join("disk.img").metadata().unwrap().len(),
+        4196
+    );
+}
+
+/// Bytes that are no UTF-8, as names on Linux may have them.
+#[test]
+fn paths_are_any_bytes() {
+    use std::ffi::OsStr;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::UnixStream;
+
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join(OsStr::from_bytes(b"d\xffsk\xfe"));
+    std::fs::write(&image, vec![0; 4096]).unwrap();
+    let mut command = program(&directory);
+    command.arg("--blk-file").arg(&image);
+    let mut child = command.spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = Vec::new();
+    stdout.read_until(b'\n', &mut line).unwrap();
+    let mut running = Running { child, stdout };
+    let mut socket = image.into_os_string();
+    socket.push(".sock");
+    assert_eq!(line, [b"ready ", socket.as_bytes(), b"\n"].concat());
+    UnixStream::connect(&socket).unwrap();
+    running.signal(Signal::SIGTERM);
+    assert!(running.wait().success());
+    assert!(!std::path::Path::new(&socket).exists());
+}
+
+#[test]
 fn a_bad_option_leaves_no_new_image_behind() {
     let directory = tempfile::tempdir().unwrap();
     failure(

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -21,6 +22,7 @@ fn directory() -> TempDir {
     fs::write(at("small"), vec![0; 1024]).unwrap();
     fs::create_dir(at("dir")).unwrap();
     nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    drop(UnixListener::bind(at("socket")).unwrap());
     symlink("nowhere", at("dangling")).unwrap();
     symlink("circle", at("circle")).unwrap();
     directory
@@ -48,6 +50,7 @@ fn assert_refused(directory: &TempDir, mistakes: &[Mistake<'_>]) -> Vec<String> 
 fn failures_name_the_option_the_file_and_the_remedy() {
     let directory = directory();
     let long = "x".repeat(120);
+    let endless = "x".repeat(300);
     let mistakes: &[Mistake<'_>] = &[
         (
             &["--blk-file", "none"],
@@ -83,6 +86,16 @@ fn failures_name_the_option_the_file_and_the_remedy() {
             &["--blk-file", "/dev/null"],
             2,
             &["--blk-file", "/dev/null", "raw disk image"],
+        ),
+        (
+            &["--blk-file", "socket"],
+            2,
+            &["--blk-file", "socket", "raw disk image"],
+        ),
+        (
+            &["--blk-file", &endless],
+            2,
+            &["--blk-file", "too long", "another path"],
         ),
         (
             &["--blk-file", "disk/x"],
@@ -172,6 +185,11 @@ fn failures_name_the_option_the_file_and_the_remedy() {
             &["--null", "1M", "--poll-max-us", "99999999"],
             2,
             &["--poll-max-us", "at most 10ms"],
+        ),
+        (
+            &["--blk-file", "disk", "--fd", "-1"],
+            2,
+            &["--fd", "-1", "from 0"],
         ),
         (
             &["--blk-file", "disk", "--fd", "1"],
@@ -331,6 +349,23 @@ fn too_few_descriptors_are_said_before_it_is_ready() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("ulimit -n"), "{said}");
     assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn limit_on_file_sizes_is_an_error_and_not_the_end() {
+    let directory = directory();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 64; exec \"$0\" --blk-file new --create 1G"])
+        .arg(program(&directory).get_program())
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{:?} {said}", output.status);
+    for part in ["--create", "new", "ulimit -f"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!directory.path().join("new").exists());
 }
 
 #[test]

@@ -46,11 +46,14 @@ fn capabilities_are_json_whatever_else_is_asked() {
     let output = output(
         &directory,
         &[
-            "--print-capabilities",
             "--blk-file",
             "/nonexistent",
             "--fd",
             "99",
+            "--num-queues",
+            "many",
+            "--no-such-option",
+            "--print-capabilities",
         ],
     );
     assert!(output.status.success());
