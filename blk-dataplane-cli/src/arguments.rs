@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blk_dataplane::{
-    DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions, MAX_NUM_QUEUES,
-    MAX_THREADS, ThreadOptions,
+    DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions, Engine,
+    MAX_NUM_QUEUES, MAX_THREADS, ThreadOptions,
 };
 use clap::{ArgAction, Parser};
 
@@ -81,6 +81,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "BYTES")]
     block_size: Option<u32>,
 
+    /// What to read and write the image with: aio (also native), io_uring, or auto, which takes the one that suits
+    /// the file system, and the other with a warning where the host refuses that.
+    #[arg(long, value_name = "NAME", default_value_t = Engine::Auto, conflicts_with = "null")]
+    engine: Engine,
+
     /// Keep the image's storage: the guest cannot discard, and what it zeroes stays allocated.
     #[arg(long, conflicts_with = "read_only")]
     no_discard: bool,
@@ -136,6 +141,7 @@ impl Arguments {
             num_queues: self.num_queues,
             queue_size: self.queue_size,
             block_size: self.block_size,
+            engine: self.engine,
             discard: !self.no_discard,
             latencies: self.latencies,
             threads: ThreadOptions {
@@ -206,6 +212,16 @@ mod tests {
         assert_eq!(poll_max("x --null 1G --poll-max-us 0"), Duration::ZERO);
         let fifty = Duration::from_micros(50);
         assert_eq!(poll_max("x --null 1G --poll-max-us 50"), fifty);
+    }
+
+    #[test]
+    fn engine_has_the_names_that_qemu_gives_too() {
+        let engine = |line| parse(line).unwrap().device_options().engine;
+        assert_eq!(engine("x --blk-file a"), Engine::Auto);
+        assert_eq!(engine("x --blk-file a --engine native"), Engine::LinuxAio);
+        assert_eq!(engine("x --blk-file a --engine io_uring"), Engine::IoUring);
+        assert!(parse("x --blk-file a --engine threads").is_err());
+        assert!(parse("x --null 1G --engine aio").is_err());
     }
 
     #[test]

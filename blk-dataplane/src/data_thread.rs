@@ -27,11 +27,12 @@ mod sync;
 mod trace_points;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use event_poll::{EventPoll, Stopper, Token};
 use hostmem::SigbusGuard;
-use ioq::RETRY_DELAY;
+use ioq::{Armed, RETRY_DELAY};
 use vm_memory::GuestMemoryBackend;
 use vring::Chain;
 
@@ -55,6 +56,10 @@ const BATCH_MAX: usize = 128;
 
 /// Events taken per wait; the rest come with the next.
 const EVENTS_MAX: usize = 64;
+
+/// Longest sleep while an operation is under way that will not signal its end: one that was expected to be done
+/// by the time it was submitted, as the many before it. The shortest that `epoll_wait` takes.
+const SILENT_SLEEP_MAX: Duration = Duration::from_millis(1);
 
 /// Token of the I/O queue's completion eventfd. Queues have their index.
 const COMPLETIONS: Token = Token(1 << 32);
@@ -139,6 +144,8 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     first_queue: usize,
     /// Losses of memory in this process when the rings were looked up.
     losses: usize,
+    /// How long a sleep may be, at most, if not until something comes.
+    sleep_max: Option<Duration>,
     /// No fetching from any queue until told to resume.
     paused: bool,
     /// The configuration space's `writeback`.
@@ -181,6 +188,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             first_queue: 0,
             // Before any ring is: one that comes has been looked up later.
             losses: SigbusGuard::losses(),
+            sleep_max: None,
             paused,
             writeback,
             drains: Vec::new(),
@@ -203,6 +211,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.command(command);
             }
             let fetched = self.fetch_all();
+            self.executor.disarm();
             self.executor.submit(&mut self.seat);
             let completed = self.reap();
             self.publish_all();
@@ -393,9 +402,16 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     /// Lets the guest kick again before a sleep. False if something came in meanwhile: the kick for
     /// it was suppressed, so it must be fetched without one (hostile-inputs N7).
     fn arm(&mut self) -> bool {
-        if self.executor.has_completions() || !self.commands.is_empty() {
+        if !self.commands.is_empty() {
             return false;
         }
+        self.sleep_max = match self.executor.arm() {
+            Armed::Sleep => None,
+            // These were expected to have completed in the system call that submitted them. That they are
+            // late is found out without a signal.
+            Armed::Silent(_) => Some(SILENT_SLEEP_MAX),
+            _ => return false,
+        };
         if self.on_hold() {
             return true;
         }
@@ -416,7 +432,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             return;
         }
         self.counters.sleeps.add(1);
-        let timeout = self.executor.ioq().needs_retry().then_some(RETRY_DELAY);
+        let needs_retry = self.executor.ioq().needs_retry();
+        let timeout = needs_retry.then_some(RETRY_DELAY).or(self.sleep_max);
         let events = self.poll.wait(timeout);
         self.seat.get_up();
         let events = match events {

@@ -4,11 +4,13 @@ mod options;
 mod topology;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use self::options::{DeviceError, DeviceOptions};
 use self::topology::topology;
 pub use event_poll::{DEFAULT_POLL_MAX, POLL_MAX_LIMIT};
+use ioq::{Engine, Fallback};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -109,6 +111,9 @@ pub struct Device {
     ranges: RangeLimits,
     lifetime: Option<Arc<Lifetime>>,
     latencies: bool,
+    engine: Engine,
+    /// Whether it has been said that another engine runs than was wanted.
+    fallback_told: Arc<AtomicBool>,
     capacity: Arc<Capacity>,
     tally: Arc<Tally>,
 }
@@ -159,6 +164,8 @@ impl Device {
             ranges,
             lifetime: lifetime.map(|files| Arc::new(Lifetime::new(files))),
             latencies: options.latencies,
+            engine: options.engine,
+            fallback_told: Arc::default(),
             capacity: Arc::new(Capacity::new(capacity)),
             tally: Arc::default(),
         })
@@ -329,6 +336,17 @@ impl Device {
     #[must_use]
     pub fn queue_counters(&self, index: u16) -> Option<QueueSnapshot> {
         (index < self.num_queues).then(|| self.tally.queue(usize::from(index)))
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Says that `Engine::Auto` could not have its choice, once: each data thread finds it out again.
+    pub(crate) fn tell_fallback(&self, fallback: &Fallback) {
+        if !self.fallback_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{fallback}");
+        }
     }
 
     pub(crate) fn tally(&self) -> &Tally {

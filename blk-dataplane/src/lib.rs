@@ -66,6 +66,8 @@ pub use device::{
 /// the guest's memory ends the process; with it, requests and rings in that memory fail.
 pub use hostmem::SigbusGuard;
 pub use image::{BufferedReason, Caching, Image, ImageError, ImageOptions, LockHolder};
+/// What [`DeviceOptions::engine`] chooses among.
+pub use ioq::Engine;
 pub use notifier::Notifier;
 pub use threads::{MAX_THREADS, ThreadOptions};
 

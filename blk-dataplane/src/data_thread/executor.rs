@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use event_poll::Stopper;
 use hostmem::SigbusGuard;
-use ioq::{IoError, IoErrorKind, IoQueue};
+use ioq::{Armed, IoError, IoErrorKind, IoQueue};
 use iosched::{Limits, Merged, Merger, Op};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vring::{Chain, Head};
@@ -165,7 +165,10 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let (ioq, address, len) = match device.backing() {
             Backing::Image(image) => {
                 let direct = image.memory_alignment() > 1;
-                let ioq = IoQueue::linux_aio(Arc::clone(image.file()), &config)?;
+                let ioq = IoQueue::open(Arc::clone(image.file()), device.engine(), &config)?;
+                if let Some(fallback) = ioq.fallback() {
+                    device.tell_fallback(fallback);
+                }
                 let len = if direct { image.block_size() } else { 1 };
                 (ioq, image.memory_alignment(), len)
             }
@@ -217,6 +220,20 @@ impl<M: GuestMemoryBackend> Executor<M> {
 
     pub(super) fn ioq(&self) -> &IoQueue<Owner<M>> {
         &self.ioq
+    }
+
+    /// The thread is awake and looks for completions by itself.
+    pub(super) fn disarm(&mut self) {
+        self.ioq.disarm_completion_fd();
+    }
+
+    /// The thread is about to sleep.
+    pub(super) fn arm(&mut self) -> Armed {
+        if self.done.is_empty() {
+            self.ioq.arm_completion_fd()
+        } else {
+            Armed::Reap
+        }
     }
 
     pub(super) fn set_losses(&mut self, losses: usize) {
@@ -473,11 +490,6 @@ impl<M: GuestMemoryBackend> Executor<M> {
             self.operation_done(owner, outcome, &mut finished);
         }
         count
-    }
-
-    /// Whether [`reap`](Self::reap) would find something.
-    pub(super) fn has_completions(&self) -> bool {
-        !self.done.is_empty() || self.ioq.completions_pending()
     }
 
     /// What the device knows by itself into the data buffer, as much of it as there is room for.

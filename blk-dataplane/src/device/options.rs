@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ioq::Engine;
 use vring::QueueSize;
 
 use super::{
@@ -25,6 +26,8 @@ pub struct DeviceOptions {
     /// Logical block size the guest is told, 512 or 4096 and not below what the backing needs. `None`:
     /// what the backing needs.
     pub block_size: Option<u32>,
+    /// What the image is read and written with. A null device has its own, whatever is asked for.
+    pub engine: Engine,
     /// Let the guest give storage back to the host, by discarding or by zeroing what it does not need, where
     /// the backing can take it. Off for an image that is to keep the space it was given.
     pub discard: bool,
@@ -46,6 +49,7 @@ impl Default for DeviceOptions {
             num_queues: DEFAULT_NUM_QUEUES,
             queue_size: DEFAULT_QUEUE_SIZE,
             block_size: None,
+            engine: Engine::Auto,
             discard: true,
             latencies: true,
             threads: ThreadOptions::default(),
@@ -73,6 +77,9 @@ impl DeviceOptions {
             && !BLOCK_SIZES.contains(&block_size)
         {
             return Err(DeviceError::BlockSize(block_size));
+        }
+        if self.engine == Engine::Null {
+            return Err(DeviceError::NullEngine);
         }
         self.threads.check(self.num_queues)?;
         if self.poll_max > POLL_MAX_LIMIT {
@@ -104,6 +111,9 @@ pub enum DeviceError {
     /// Neither 512 nor 4096, the block sizes that drivers and their operating systems take.
     #[error("a block size of {0}; 512 and 4096 are possible")]
     BlockSize(u32),
+    /// The null engine, which stores nothing: [`Backing::Null`](super::Backing::Null) is what it is for.
+    #[error("the null engine keeps nothing of an image; make a null device instead")]
+    NullEngine,
     /// The backing cannot be written in blocks as small as that without read-modify-write.
     #[error("a block size of {asked} on an image that needs {needed}")]
     BlockTooSmall {

@@ -11,6 +11,7 @@ mod config_change;
 mod counters;
 #[cfg(feature = "vhost-user")]
 mod descriptors;
+mod engines;
 mod fairness;
 mod framing;
 #[cfg(feature = "vhost-user")]

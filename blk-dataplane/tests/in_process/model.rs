@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use blk_dataplane::Engine;
 use proptest::prelude::*;
 
 use crate::support::embedded::Embedded;
@@ -79,6 +80,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn kind() -> impl Strategy<Value = Kind> {
     prop_oneof![Just(Kind::Disk), Just(Kind::Shm), Just(Kind::Buffered)]
+}
+
+fn engine() -> impl Strategy<Value = Engine> {
+    prop_oneof![Just(Engine::LinuxAio), Just(Engine::IoUring)]
 }
 
 /// Ring sizes below and above the batch (128) and what may be in flight (256).
@@ -213,6 +218,7 @@ proptest! {
         event_idx in any::<bool>(),
         indirect in any::<bool>(),
         (flush, packed) in any::<(bool, bool)>(),
+        engine in engine(),
         steps in proptest::collection::vec(step(), 1..150),
     ) {
         let mut features = VERSION_1;
@@ -226,7 +232,7 @@ proptest! {
         }
         let disk = pattern(99, usize::try_from(SECTORS * 512).unwrap());
         let scratch = Scratch::new(kind, &disk);
-        let mut vmm = Embedded::new(&scratch.device());
+        let mut vmm = Embedded::new(&scratch.device_through(engine));
         let queues = [0u16, 1].map(|index| {
             vmm.queue_with(index, sizes[usize::from(index)], features)
         });

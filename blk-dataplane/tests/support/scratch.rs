@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use blk_dataplane::{Backing, Device, DeviceOptions, Image, ImageOptions, ThreadOptions};
+use blk_dataplane::{Backing, Device, DeviceOptions, Engine, Image, ImageOptions, ThreadOptions};
 use tempfile::TempDir;
 
 /// Where the device's content is.
@@ -60,6 +60,14 @@ impl Scratch {
 
     pub(crate) fn device(&self) -> Device {
         Device::new(Backing::Image(self.image()), &options()).unwrap()
+    }
+
+    pub(crate) fn device_through(&self, engine: Engine) -> Device {
+        let options = DeviceOptions {
+            engine,
+            ..options()
+        };
+        Device::new(Backing::Image(self.image()), &options).unwrap()
     }
 
     pub(crate) fn read_only_device(&self) -> Device {
