@@ -135,18 +135,14 @@ impl LinuxAio {
         !self.armed && self.inline == INLINE_STREAK && self.ring.is_some()
     }
 
-    /// Accounts for operations the kernel has just taken.
+    /// Accounts for operations the kernel has just taken, of which `silent` will not signal.
     #[inline]
-    fn accepted(&mut self, taken: usize, flags: u32) {
+    fn accepted(&mut self, taken: usize, silent: usize) {
         self.in_flight += taken;
         if self.armed {
             return;
         }
-        if flags == 0 {
-            let batch = self.batch[..taken].iter();
-            // SAFETY: addresses of control blocks in `iocbs`, to which no reference exists here.
-            self.silent += batch.filter(|&&iocb| unsafe { (*iocb).flags } == 0).count();
-        }
+        self.silent += silent;
         let completed = self.ring.as_ref().map_or(0, Ring::len);
         self.inline = if completed >= self.in_flight {
             (self.inline + 1).min(INLINE_STREAK)
@@ -155,22 +151,38 @@ impl LinuxAio {
         };
     }
 
+    /// How many of the first `taken` of the batch do not signal.
+    #[cold]
+    fn silent_of(&self, taken: usize) -> usize {
+        let batch = self.batch[..taken].iter();
+        // SAFETY: addresses of control blocks in `iocbs`, to which no reference exists here.
+        batch.filter(|&&iocb| unsafe { (*iocb).flags } == 0).count()
+    }
+
     #[inline]
     fn reaped(&mut self, completions: &[Completion]) {
-        self.in_flight = self.in_flight.saturating_sub(completions.len());
-        let mut signalled = completions.len();
-        if self.silent > 0 {
-            let silent = completions
-                .iter()
-                .filter_map(|completion| self.iocbs.get(usize::from(completion.slot)))
-                .filter(|iocb| iocb.flags == 0)
-                .count();
-            self.silent = self.silent.saturating_sub(silent);
-            signalled -= silent;
-        }
-        if signalled > 0 {
+        let count = completions.len();
+        // Nearly always all that is in flight signals, or none of it does.
+        let silent = match self.silent {
+            0 => 0,
+            all if all == self.in_flight => count,
+            _ => self.silent_among(completions),
+        };
+        self.in_flight = self.in_flight.saturating_sub(count);
+        self.silent = self.silent.saturating_sub(silent);
+        if count > silent {
             self.notifier.expect_signal();
         }
+    }
+
+    /// How many of the completions did not signal.
+    #[cold]
+    fn silent_among(&self, completions: &[Completion]) -> usize {
+        let slots = completions
+            .iter()
+            .map(|completion| usize::from(completion.slot));
+        let iocbs = slots.filter_map(|slot| self.iocbs.get(slot));
+        iocbs.filter(|iocb| iocb.flags == 0).count()
     }
 
     fn get_events(&self, ctx: libc::c_ulong, out: &mut [Completion]) -> usize {
@@ -235,12 +247,17 @@ impl Backend for LinuxAio {
             abi::FLAG_RESFD
         };
         let mut filled = 0;
+        // An fdatasync always completes later, so it is never silent.
+        let mut syncs = 0;
         let slab = self.iocbs.len();
         let iocbs = self.iocbs.as_mut_ptr();
         for &slot in slots {
             let (op, segments) = table.parts(slot);
-            if op.opcode == Opcode::Fdatasync && !self.fdsync {
-                break;
+            if op.opcode == Opcode::Fdatasync {
+                if !self.fdsync {
+                    break;
+                }
+                syncs += 1;
             }
             assert!(usize::from(slot) < slab, "slot out of range");
             // SAFETY: just checked to be in range.
@@ -280,7 +297,12 @@ impl Backend for LinuxAio {
                 Ok(0) => return Submission::Again,
                 Ok(taken) => {
                     let taken = taken.min(filled);
-                    self.accepted(taken, flags);
+                    let silent = match flags {
+                        abi::FLAG_RESFD => 0,
+                        _ if syncs == 0 => taken,
+                        _ => self.silent_of(taken),
+                    };
+                    self.accepted(taken, silent);
                     return Submission::Accepted { taken, backlog: 0 };
                 }
                 Err(libc::EINTR) => {}
@@ -373,7 +395,6 @@ fn fill(iocb: &mut Iocb, op: &Op, segments: &[iovec], flags: u32) -> bool {
         }
         Opcode::Fdatasync => {
             iocb.opcode = abi::CMD_FDSYNC;
-            // It always completes later, so it is never silent.
             iocb.flags = abi::FLAG_RESFD;
             // Everything else must be zero.
             (iocb.buf, iocb.nbytes, iocb.offset) = (0, 0, 0);

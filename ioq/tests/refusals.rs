@@ -23,6 +23,15 @@ use seccomp::{on_a_thread_of_its_own, refuse};
 const ENGINES: [Engine; 2] = [Engine::LinuxAio, Engine::IoUring];
 const DIRECTORIES: [&str; 2] = ["/dev/shm", env!("CARGO_TARGET_TMPDIR")];
 
+const SMALL: Config = Config {
+    depth: 2,
+    max_segments: 1,
+};
+const LARGE: Config = Config {
+    depth: u16::MAX,
+    max_segments: 1,
+};
+
 fn named(dir: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new_in(dir).unwrap();
     file.write_all(&[7; 65536]).unwrap();
@@ -108,30 +117,40 @@ fn a_seccomp_profile_without_io_uring_falls_back_to_aio_and_says_so_in_a_line() 
     }
 }
 
+/// Holds so many of the host's AIO operations that [`LARGE`] finds no room.
+///
+/// `LARGE` is 65,535: on a default host (65,536 for all) two slots held leave no room for it, and nothing is taken
+/// from tests that run at the same time.
+fn exhaust_aio(file: &Arc<File>) -> (Vec<IoQueue<()>>, SetupError) {
+    let most = std::fs::read_to_string("/proc/sys/fs/aio-max-nr").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    let mut held = vec![IoQueue::linux_aio(Arc::clone(file), &SMALL).unwrap()];
+    loop {
+        match IoQueue::linux_aio(Arc::clone(file), &LARGE) {
+            Ok(queue) => held.push(queue),
+            Err(error) => return (held, error),
+        }
+        assert!(
+            held.len() <= most / usize::from(u16::MAX) + 1,
+            "aio-max-nr is not enforced"
+        );
+    }
+}
+
+#[test]
+fn i11_no_room_below_aio_max_nr_is_an_error_that_names_it() {
+    let file = suits_aio();
+    let (held, error) = exhaust_aio(&file);
+    assert!(error.to_string().contains("fs.aio-max-nr"), "{error}");
+    drop(held);
+    IoQueue::<()>::linux_aio(file, &SMALL).expect("room again");
+}
+
 #[test]
 fn i11_without_room_below_aio_max_nr_io_uring_serves_and_the_line_names_the_sysctl() {
     let file = suits_aio();
-    // One queue asks for 65,535; on a default host (65,536 for all) two slots held leave no room,
-    // and nothing is taken from tests that run at the same time.
-    let most: usize = std::fs::read_to_string("/proc/sys/fs/aio-max-nr")
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let small = Config {
-        depth: 2,
-        max_segments: 1,
-    };
-    let large = Config {
-        depth: u16::MAX,
-        max_segments: 1,
-    };
-    let mut held = vec![IoQueue::<()>::linux_aio(Arc::clone(&file), &small).unwrap()];
-    while let Ok(queue) = IoQueue::linux_aio(Arc::clone(&file), &large) {
-        held.push(queue);
-        assert!(held.len() <= most / usize::from(u16::MAX) + 1);
-    }
-    let mut queue = IoQueue::open(Arc::clone(&file), Engine::Auto, &large).unwrap();
+    let (held, _) = exhaust_aio(&file);
+    let mut queue = IoQueue::open(Arc::clone(&file), Engine::Auto, &LARGE).unwrap();
     assert_eq!(queue.engine(), Engine::IoUring);
     let line = queue.fallback().unwrap().to_string();
     assert!(
@@ -140,8 +159,8 @@ fn i11_without_room_below_aio_max_nr_io_uring_serves_and_the_line_names_the_sysc
     );
     assert!(!line.contains('\n'));
     reads(&mut queue);
-    held.clear();
-    let queue = IoQueue::<()>::open(file, Engine::Auto, &small).unwrap();
+    drop(held);
+    let queue = IoQueue::<()>::open(file, Engine::Auto, &SMALL).unwrap();
     assert_eq!(queue.engine(), Engine::LinuxAio);
     assert!(queue.fallback().is_none());
 }

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -19,8 +20,30 @@ use std::time::Duration;
 use ioq::testing::{FaultDisk, Imitates};
 use ioq::{AlignedBuf, Config, Durability, Engine, IoBuf, IoQueue, Unmap};
 use proptest::prelude::*;
+use tempfile::NamedTempFile;
 
+const ENGINES: [Engine; 2] = [Engine::LinuxAio, Engine::IoUring];
 const LEN: usize = 4096;
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| u8::try_from((i * 7 + i / 512) % 251).unwrap())
+        .collect()
+}
+
+fn file_with(dir: &str, bytes: &[u8]) -> NamedTempFile {
+    let mut file = NamedTempFile::new_in(dir).unwrap();
+    file.write_all(bytes).unwrap();
+    file.as_file().sync_all().unwrap();
+    file
+}
+
+/// For reading, with `O_DIRECT`, which the build directory's file system has to take.
+fn open_direct(path: &Path) -> File {
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_DIRECT);
+    options.open(path).unwrap()
+}
 
 /// Counts its drops.
 #[derive(Debug)]
@@ -103,7 +126,7 @@ fn a_read_that_is_cancelled_midway_through_others_leaves_their_results_alone() {
 #[test]
 fn the_file_is_let_go_of_by_the_time_the_queue_is_gone() {
     // The far end learns of it: a pipe without a reader breaks.
-    for engine in [Engine::LinuxAio, Engine::IoUring] {
+    for engine in ENGINES {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let file = Arc::new(File::from(OwnedFd::from(reader)));
         let mut queue = IoQueue::open(file, engine, &Config::default()).unwrap();
@@ -139,16 +162,9 @@ fn reads_of_a_disk_are_over_by_the_time_their_owners_go() {
             self.seen.send((self.number, now)).unwrap();
         }
     }
-    let mut named = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    named.write_all(&vec![7; BUFFERS * SIZE]).unwrap();
-    named.as_file().sync_all().unwrap();
-    for engine in [Engine::LinuxAio, Engine::IoUring] {
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(named.path())
-            .unwrap();
-        let file = Arc::new(file);
+    let named = file_with(env!("CARGO_TARGET_TMPDIR"), &vec![7; BUFFERS * SIZE]);
+    for engine in ENGINES {
+        let file = Arc::new(open_direct(named.path()));
         let mut queue = IoQueue::open(Arc::clone(&file), engine, &Config::default()).unwrap();
         let mut memory: Vec<_> = (0..BUFFERS)
             .map(|_| AlignedBuf::new(SIZE, 4096).unwrap())
@@ -181,6 +197,110 @@ fn reads_of_a_disk_are_over_by_the_time_their_owners_go() {
             let now = page_ends(&memory[number]);
             assert!(now == then, "{engine}: buffer {number} was written to");
         }
+    }
+}
+
+#[test]
+fn buffers_outlive_a_queue_dropped_with_operations_in_flight() {
+    const LEN: usize = 16 << 20;
+    const BLOCK: usize = 1 << 20;
+    let named = file_with(env!("CARGO_TARGET_TMPDIR"), &pattern(LEN));
+    let file = Arc::new(open_direct(named.path()));
+    /// On drop, says whether all of its block had arrived.
+    struct Checked {
+        buf: AlignedBuf,
+        offset: usize,
+        seen: mpsc::Sender<bool>,
+    }
+    impl Drop for Checked {
+        fn drop(&mut self) {
+            // Each page's last byte only: a thorough look would give late reads time to arrive.
+            let arrived = (4095..BLOCK).step_by(4096).all(|at| {
+                let i = self.offset + at;
+                usize::from(self.buf[at]) == (i * 7 + i / 512) % 251
+            });
+            self.seen.send(arrived).unwrap();
+        }
+    }
+    for _ in 0..3 {
+        let (seen, results) = mpsc::channel();
+        let mut queue = IoQueue::linux_aio(Arc::clone(&file), &Config::default()).unwrap();
+        for i in 0..64 {
+            let mut buf = AlignedBuf::new(BLOCK, 4096).unwrap();
+            // A byte no block holds at any page's end.
+            buf.fill(255);
+            let segment = buf.segment();
+            let offset = i * BLOCK % LEN;
+            let owner = Checked {
+                buf,
+                offset,
+                seen: seen.clone(),
+            };
+            // SAFETY: the owner keeps the memory, which stays in place.
+            unsafe { queue.queue_readv(offset as u64, [segment], owner) }.unwrap();
+        }
+        assert_eq!(queue.submit().submitted, 64);
+        drop(queue);
+        drop(seen);
+        // The kernel had finished with each buffer before it was dropped: all data was there.
+        assert_eq!(results.iter().filter(|&complete| complete).count(), 64);
+    }
+}
+
+#[test]
+fn owners_go_after_everything_in_flight_has_completed() {
+    /// The first one dropped reads how many completions the kernel has signalled.
+    struct Observer {
+        completions: Arc<File>,
+        seen: mpsc::Sender<Option<u64>>,
+    }
+    impl Drop for Observer {
+        fn drop(&mut self) {
+            let mut count = [0; 8];
+            let read = (&*self.completions).read_exact(&mut count);
+            self.seen
+                .send(read.ok().map(|()| u64::from_ne_bytes(count)))
+                .unwrap();
+        }
+    }
+    // Plenty of dirty pages, so that each fdatasync is still in flight when submit returns.
+    let named = NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    named
+        .as_file()
+        .write_all_at(&pattern(1 << 24).repeat(4), 0)
+        .unwrap();
+    let mut queue =
+        IoQueue::linux_aio(Arc::new(named.reopen().unwrap()), &Config::default()).unwrap();
+    let descriptor = queue.completion_fd().unwrap().try_clone_to_owned().unwrap();
+    let completions = Arc::new(File::from(descriptor));
+    let (seen, results) = mpsc::channel();
+    for _ in 0..4 {
+        let owner = Observer {
+            completions: Arc::clone(&completions),
+            seen: seen.clone(),
+        };
+        queue.queue_fdatasync(owner).unwrap();
+    }
+    assert_eq!(queue.submit().submitted, 4);
+    drop(queue);
+    assert_eq!(results.recv().unwrap(), Some(4));
+}
+
+#[test]
+fn operations_never_submitted_are_dropped_without_being_run() {
+    for engine in ENGINES {
+        let named = file_with("/dev/shm", &[1; 512]);
+        let mut queue = IoQueue::open(
+            Arc::new(named.reopen().unwrap()),
+            engine,
+            &Config::default(),
+        )
+        .unwrap();
+        queue.write(0, vec![2; 512], Durability::WriteBack).unwrap();
+        drop(queue);
+        let mut now = [0; 512];
+        named.as_file().read_exact_at(&mut now, 0).unwrap();
+        assert_eq!(now, [1; 512]);
     }
 }
 

@@ -159,17 +159,23 @@ fn operations_that_will_not_signal_are_never_slept_for() {
             queue.read(i * 4096, buf()).unwrap();
         }
         queue.submit();
+        let mut late = false;
         while !queue.is_idle() {
             match queue.arm_completion_fd() {
                 Armed::Sleep => panic!("{} in flight without a signal", queue.in_flight()),
                 Armed::Silent(count) => {
                     assert!((1..=8).contains(&count));
-                    seen += 1;
+                    late = true;
                 }
                 _ => {}
             }
             queue.reap(|_, result| assert_eq!(result, Ok(4096)));
         }
+        // On a busy machine a disk may be done before the thread is back from its call.
+        if !late {
+            continue;
+        }
+        seen += 1;
         // The lesson is learnt.
         queue.disarm_completion_fd();
         queue.read(0, buf()).unwrap();

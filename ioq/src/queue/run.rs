@@ -21,11 +21,8 @@ impl<O> IoQueue<O> {
         }
         // Nearly always everything is taken, and nothing else need be looked at.
         let answer = self.backend.submit(self.pending.as_slice(), &self.table);
-        let all = Submission::Accepted {
-            taken: count,
-            backlog: 0,
-        };
-        if answer != all || self.backlog > 0 {
+        let all = matches!(answer, Submission::Accepted { taken, backlog: 0 } if taken == count);
+        if !all || self.backlog > 0 {
             return self.flush(Some(answer));
         }
         self.pending.clear();
@@ -130,6 +127,9 @@ impl<O> IoQueue<O> {
     ///
     /// Continues short transfers and tries parked operations again. To sleep on
     /// [`IoQueue::completion_fd`] without missing anything: clear it first, then reap.
+    ///
+    /// If `complete` panics, the operation it was called for is delivered, and the others are by the
+    /// next call.
     pub fn reap(&mut self, mut complete: impl FnMut(O, Result<u64, IoError>)) -> usize {
         let mut delivered = 0;
         let mut resubmit = false;
@@ -140,9 +140,15 @@ impl<O> IoQueue<O> {
             delivered += self.deliver(refused.slot, Err(error), &mut complete);
         }
         loop {
-            let count = self.backend.reap(&mut self.completions[..]).min(REAP_BATCH);
-            for at in 0..count {
-                let completion = self.completions[at];
+            // Nothing is left of the last batch, unless `complete` panicked.
+            let mut more = true;
+            if self.taken.is_empty() {
+                let count = self.backend.reap(&mut self.completions[..]).min(REAP_BATCH);
+                self.taken = 0..count;
+                more = count == REAP_BATCH;
+            }
+            while let Some(&completion) = self.completions[..self.taken.end].get(self.taken.start) {
+                self.taken.start += 1;
                 self.in_engine = self.in_engine.saturating_sub(1);
                 match self.settle(completion) {
                     Some(result) => {
@@ -151,7 +157,7 @@ impl<O> IoQueue<O> {
                     None => resubmit = true,
                 }
             }
-            if count < REAP_BATCH {
+            if !more {
                 break;
             }
         }

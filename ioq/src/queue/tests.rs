@@ -2,11 +2,15 @@
 
 mod kernel_faults;
 
+use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::aio::{CompletionSource, LinuxAio};
 use crate::backend::{BlockingFile, Submission};
+use crate::error::SetupError;
 use crate::notifier::Notifier;
 
 fn file_of(bytes: &[u8]) -> Arc<File> {

@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use proptest::prelude::*;
 
 use super::super::*;
 use crate::backend::kernel_faults;
-use crate::error::IoError;
+use crate::error::{IoError, QueueError};
+use crate::op::{Durability, Unmap};
 
 const BLOCK: u64 = 512;
 const SIZE: usize = 512;
