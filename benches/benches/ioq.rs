@@ -5,10 +5,13 @@ use std::time::Duration;
 use benches::Error;
 use benches::fixture::BlockFile;
 use benches::reads::{DEPTH, Reader, Reads};
-use benches::rounds::{Contender, Mode, compare};
+use benches::rounds::{Contender, Mode, compare_by_turns};
 use criterion::{Criterion, Throughput};
 
 const BATCHES: [u16; 2] = [1, 32];
+
+/// Turns of each contender within a round, a millisecond or two each.
+const TURNS: u64 = 50;
 
 /// 64 MiB when measuring: more than the caches, so that a read is a read of memory.
 const BLOCKS: u64 = 16_384;
@@ -57,7 +60,7 @@ fn main() -> Result<(), Error> {
             Contender::new("bare, ring", |n| bare.run(n)),
         ];
         let title = format!("ioq/aio, batch-{batch}, {direct} reads");
-        compare(mode, &title, mode.pick(50_000, 320), &mut contenders)?;
+        compare_by_turns(mode, &title, mode.pick(48_000, 320), TURNS, &mut contenders)?;
 
         let mut ioq = reads(Reader::IoqUring)?;
         let mut disarmed = reads(Reader::IoqUringDisarmed)?;
@@ -68,7 +71,7 @@ fn main() -> Result<(), Error> {
             Contender::new("bare", |n| bare.run(n)),
         ];
         let title = format!("ioq/io_uring, batch-{batch}, {direct} reads");
-        compare(mode, &title, mode.pick(50_000, 320), &mut contenders)?;
+        compare_by_turns(mode, &title, mode.pick(48_000, 320), TURNS, &mut contenders)?;
     }
     criterion.final_summary();
     Ok(())

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use benches::Error;
 use benches::fixture::{BLOCK, BlockFile, Random};
-use benches::rounds::{Contender, Mode, ROUNDS, compare};
+use benches::rounds::{Contender, Mode, compare_by_turns};
 use criterion::{Criterion, Throughput};
 use ioq::{AlignedBuf, Config, IoQueue};
 use iosched::{Limits, Merger, Op, Request};
@@ -49,6 +49,9 @@ const CASES: [(u64, Pattern, u32); 5] = [
 
 /// Reads in turn with the other contender, a multiple of the depth.
 const SLICE: u64 = 320;
+
+/// Turns in a round.
+const TURNS: u64 = 312;
 
 /// Which blocks are read.
 #[derive(Clone, Copy, Debug)]
@@ -223,34 +226,14 @@ fn compare_reads(mode: Mode) -> Result<(), Error> {
         let size = (blocks * BLOCK as u64) >> 20;
         let mut merging = Reads::new(&file, pattern, depth, true)?;
         let mut plain = Reads::new(&file, pattern, depth, false)?;
-        let units = mode.pick(312 * SLICE, SLICE);
-        // A difference of a percent drowns in the noise of rounds of 100 ms, so the two take turns within
-        // each round too, a millisecond at a time.
-        let rounds = (0..mode.pick(ROUNDS, 1))
-            .map(|_| {
-                let mut times = (Duration::ZERO, Duration::ZERO);
-                for turn in 0..units / SLICE {
-                    if turn % 2 == 0 {
-                        times.0 += merging.run(SLICE)?;
-                        times.1 += plain.run(SLICE)?;
-                    } else {
-                        times.1 += plain.run(SLICE)?;
-                        times.0 += merging.run(SLICE)?;
-                    }
-                }
-                Ok(times)
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        let mut merged = rounds.iter().map(|times| times.0);
-        let mut alone = rounds.iter().map(|times| times.1);
-        let recorded = |time: Option<Duration>| time.ok_or_else(|| Error::from("a round too few"));
-        let mut contenders = [
-            Contender::new("ioq and iosched", |_| recorded(merged.next())),
-            Contender::new("ioq alone", |_| recorded(alone.next())),
-        ];
+        let turns = mode.pick(TURNS, 1);
         let title =
             format!("iosched/{pattern:?} 4 KiB reads of {size} MiB, depth {depth}, {direct}");
-        compare(mode, &title, units, &mut contenders)?;
+        let mut contenders = [
+            Contender::new("ioq and iosched", |n| merging.run(n)),
+            Contender::new("ioq alone", |n| plain.run(n)),
+        ];
+        compare_by_turns(mode, &title, turns * SLICE, turns, &mut contenders)?;
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+
 use crate::Error;
 
 /// Rounds of a comparison; odd, so that the median is one of them.
@@ -67,8 +69,9 @@ impl<'a> Contender<'a> {
 }
 
 /// Runs the contenders in turn, `units` each a round, and prints a line for each: units a second
-/// (the median round, and the slowest and fastest), and the ratio to the **last** contender. The
-/// ratio is taken within each round, and its median printed: the two were measured side by side.
+/// (the median round, and the slowest and fastest), the processor time of a unit, all threads
+/// of the process together, and the ratios of both to the **last** contender. A ratio is taken
+/// within each round, and its median printed: the two were measured side by side.
 ///
 /// # Errors
 ///
@@ -79,42 +82,92 @@ pub fn compare(
     units: u64,
     contenders: &mut [Contender<'_>],
 ) -> Result<(), Error> {
+    compare_by_turns(mode, title, units, 1, contenders)
+}
+
+/// As [`compare`], and within a round too the contenders take turns, `turns` of them each: a
+/// difference of some percent drowns in what happens to a machine from one tenth of a second to the next.
+///
+/// # Errors
+///
+/// What a contender's run returned.
+pub fn compare_by_turns(
+    mode: Mode,
+    title: &str,
+    units: u64,
+    turns: u64,
+    contenders: &mut [Contender<'_>],
+) -> Result<(), Error> {
     if mode == Mode::List {
         return Ok(());
     }
-    let rounds = mode.pick(ROUNDS, 1);
-    let mut rates = vec![Vec::with_capacity(rounds); contenders.len()];
-    for round in 0..rounds {
-        for turn in 0..contenders.len() {
-            // Each goes first as often as the others.
-            let who = (round + turn) % contenders.len();
-            let time = (contenders[who].run)(units)?;
-            rates[who].push(units as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE));
+    let (rounds, turns) = (mode.pick(ROUNDS, 1), mode.pick(turns.max(1), 1));
+    let slice = units.div_ceil(turns);
+    let mut samples = vec![Vec::with_capacity(rounds); contenders.len()];
+    let mut first = 0;
+    for _ in 0..rounds {
+        let mut sums = vec![Sample::default(); contenders.len()];
+        for _ in 0..turns {
+            for turn in 0..contenders.len() {
+                // Each goes first as often as the others.
+                let who = (first + turn) % contenders.len();
+                let cpu = cpu_time()?;
+                sums[who].wall += (contenders[who].run)(slice)?;
+                sums[who].cpu += cpu_time()?.saturating_sub(cpu);
+            }
+            first += 1;
+        }
+        for (samples, sum) in samples.iter_mut().zip(sums) {
+            samples.push(sum);
         }
     }
     if mode == Mode::Test {
         println!("{title}: ok");
         return Ok(());
     }
-    let floor = rates.last().cloned().unwrap_or_default();
+    let units = (slice * turns) as f64;
+    let floor = samples.last().cloned().unwrap_or_default();
     println!("\n{title} ({rounds} rounds of {units}, in turn)");
     println!(
-        "  {:<34} {:>12} {:>26} {:>8}",
-        "", "median/s", "slowest .. fastest", "ratio"
+        "  {:<34} {:>12} {:>26} {:>7} {:>11} {:>7}",
+        "", "median/s", "slowest .. fastest", "ratio", "CPU ns each", "ratio"
     );
-    for (contender, rates) in contenders.iter().zip(&rates) {
-        let ratios = rates.iter().zip(&floor).map(|(rate, floor)| rate / floor);
-        let sorted = sorted(rates.iter().copied());
+    for (contender, samples) in contenders.iter().zip(&samples) {
+        let rates = sorted(samples.iter().map(|sample| units / seconds(sample.wall)));
+        let cpu = sorted(samples.iter().map(|sample| seconds(sample.cpu) / units));
+        let pairs = || samples.iter().zip(&floor);
+        let rate = pairs().map(|(ours, floor)| seconds(floor.wall) / seconds(ours.wall));
+        let cost = pairs().map(|(ours, floor)| seconds(ours.cpu) / seconds(floor.cpu));
         println!(
-            "  {:<34} {:>12.0} {:>12.0} .. {:>10.0} {:>8.3}",
+            "  {:<34} {:>12.0} {:>12.0} .. {:>10.0} {:>7.3} {:>11.0} {:>7.3}",
             contender.name,
-            median(&sorted),
-            sorted.first().copied().unwrap_or(f64::NAN),
-            sorted.last().copied().unwrap_or(f64::NAN),
-            median(&self::sorted(ratios)),
+            median(&rates),
+            rates.first().copied().unwrap_or(f64::NAN),
+            rates.last().copied().unwrap_or(f64::NAN),
+            median(&sorted(rate)),
+            median(&cpu) * 1e9,
+            median(&sorted(cost)),
         );
     }
     Ok(())
+}
+
+/// What a contender took for a round.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sample {
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// Never zero, to be divided by.
+fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
+/// Processor time of all threads of this process so far, those the kernel runs for io_uring included.
+fn cpu_time() -> Result<Duration, Error> {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
+    Ok(Duration::from(time))
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -151,6 +204,25 @@ mod tests {
         compare(Mode::Measure, "t", 1, &mut [contender("a"), contender("b")]).unwrap();
         assert!(order.borrow().starts_with("abbaabba"));
         assert_eq!(order.borrow().len(), 2 * ROUNDS);
+    }
+
+    #[test]
+    fn contenders_take_turns_within_a_round_and_do_all_of_it() {
+        let (order, done) = (RefCell::new(String::new()), RefCell::new(0));
+        let contender = |name: &'static str| {
+            let (order, done) = (&order, &done);
+            Contender::new(name, move |units| {
+                order.borrow_mut().push_str(name);
+                *done.borrow_mut() += units;
+                Ok(Duration::from_millis(1))
+            })
+        };
+        let mut both = [contender("a"), contender("b")];
+        compare_by_turns(Mode::Measure, "t", 10, 3, &mut both).unwrap();
+        drop(both);
+        assert!(order.borrow().starts_with("abbaabba"));
+        // Rounded up to whole turns.
+        assert_eq!(done.into_inner(), 2 * 12 * ROUNDS as u64);
     }
 
     #[test]
