@@ -1,106 +1,53 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use blk_dataplane::{
-    DEFAULT_NUM_QUEUES, DEFAULT_POLL_MAX, DEFAULT_QUEUE_SIZE, DeviceOptions, Engine,
-    MAX_NUM_QUEUES, MAX_THREADS, ThreadOptions,
-};
-use clap::{ArgAction, Parser};
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::Failure;
-use crate::cpu_list::{CpuList, parse_cpus};
-use crate::size::parse_size;
+use crate::device_arguments::DeviceArguments;
 
-/// Serves a disk image to virtual machines over vhost-user-blk.
+/// Serves disk images to virtual machines over vhost-user-blk.
 ///
-/// Serves one front-end after another until SIGTERM or SIGINT, then completes what is in flight,
-/// writes the image out and removes its socket. On SIGHUP it reads the image's size anew, serves requests up to
-/// the new end from then on, and has the guest told. On SIGUSR1 it prints its counters on standard error.
+/// Serves one front-end after another until SIGTERM or SIGINT, then completes what is in flight, writes the images
+/// out and removes its sockets. On SIGHUP it reads the images' sizes anew, serves requests up to the new end from
+/// then on, and has the guests told. On SIGUSR1 it prints its counters on standard error.
 #[derive(Debug, Parser)]
 #[command(name = "blk-dataplane", version, after_help = EXIT_CODES, allow_negative_numbers = true)]
 pub(crate) struct Arguments {
-    /// Raw disk image or block device to serve.
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["null", "print_capabilities"])]
-    pub(crate) blk_file: Option<PathBuf>,
+    /// Serve this device, told by any of the device options below as key=value with commas between, like
+    /// blk-file=/a.img,socket-path=/run/a.sock,read-only=on; a comma in a value is written twice. Once for each
+    /// device, in place of those options.
+    #[arg(long = "device", value_name = "OPTIONS")]
+    pub(crate) devices: Vec<OsString>,
 
-    /// Create a sparse image of SIZE (like 512M, 1G) if there is none; an existing one is left as it
-    /// is.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["null", "read_only"])]
-    pub(crate) create: Option<u64>,
+    /// Serve the devices of this TOML file: a [[device]] table for each, with any of the device options below, and
+    /// above them the options here that have no path. Those of the command line count as well.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
-    /// Serve a device of SIZE that stores nothing: reads give zeroes, everything completes at once.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size,
-          conflicts_with_all = ["blk_file", "read_only"])]
-    pub(crate) null: Option<u64>,
-
-    /// Refuse writes, and open the image for reading only.
-    #[arg(long)]
-    pub(crate) read_only: bool,
-
-    /// Do not lock the image: others may have it open at the same time. For a live migration, whose
-    /// two ends share the image; two writers destroy each other's data otherwise.
-    #[arg(long, conflicts_with = "null")]
-    pub(crate) force_share: bool,
-
-    /// Where to listen [default: the image's path with .sock appended, or null.sock].
-    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
-    pub(crate) socket_path: Option<PathBuf>,
-
-    /// Serve on this inherited socket instead, listening or connected.
-    #[arg(long, value_name = "FDNUM")]
-    pub(crate) fd: Option<i32>,
-
-    /// Request queues to offer. A guest uses as many as it has CPUs; unused ones cost nothing.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_NUM_QUEUES)), value_name = "N", default_value_t = DEFAULT_NUM_QUEUES)]
-    num_queues: u16,
-
-    /// Data threads, at most one per queue [default: one per CPU, up to that].
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_THREADS)), value_name = "N")]
-    num_threads: Option<u16>,
-
-    /// Thread of each queue, counted from 0, like 0,0,1; queues past the list's end are served in turn.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    queue_threads: Vec<u16>,
-
-    /// CPUs to bind the data threads to, one each and from the beginning again, like 2,3 or 4-7.
-    #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
-    cpu_affinity: Option<CpuList>,
-
-    /// Largest ring to accept, a power of two; the front-end chooses the size in use.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(2..=32_768), value_name = "N", default_value_t = DEFAULT_QUEUE_SIZE)]
-    queue_size: u16,
-
-    /// Look for work for up to N microseconds before sleeping, if that pays; 0 to sleep at once. More
-    /// lowers the latency of a guest that waits for each request, and costs CPU while it does.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_POLL_MAX.as_micros().try_into().unwrap_or(u32::MAX))]
-    poll_max_us: u32,
-
-    /// Logical block size the guest sees: 512, or 4096 [default: what the image needs].
-    #[arg(long, value_name = "BYTES")]
-    block_size: Option<u32>,
-
-    /// What to read and write the image with: aio (also native), io_uring, or auto, which takes the one that suits
-    /// the file system, and the other with a warning where the host refuses that.
-    #[arg(long, value_name = "NAME", default_value_t = Engine::Auto, conflicts_with = "null")]
-    engine: Engine,
-
-    /// Keep the image's storage: the guest cannot discard, and what it zeroes stays allocated.
-    #[arg(long, conflicts_with = "read_only")]
-    no_discard: bool,
-
-    /// Measure how long requests take; SIGUSR1 tells. Costs two readings of the clock per batch of requests.
-    #[arg(long)]
-    latencies: bool,
-
-    /// Serial number the guest sees, at most 20 bytes.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    serial: String,
+    #[command(flatten)]
+    pub(crate) program: ProgramArguments,
 
     /// Print this program's capabilities as JSON and exit; other options are ignored.
     #[arg(long)]
     pub(crate) print_capabilities: bool,
+
+    #[command(
+        flatten,
+        next_help_heading = "Device options (one device; or in --device, or in --config)"
+    )]
+    pub(crate) device: DeviceArguments,
+}
+
+/// What concerns the program and not a device; also at the top of a configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub(crate) struct ProgramArguments {
+    /// Serve one front-end for each device, and exit when the last of them has gone.
+    #[arg(long)]
+    pub(crate) exit_on_disconnect: bool,
 
     /// Say more on stderr: features and connections; twice for every ring start and malformed request; three
     /// times for every request, which is slow.
@@ -108,124 +55,85 @@ pub(crate) struct Arguments {
     pub(crate) verbose: u8,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  stopped by SIGTERM or SIGINT (or, with a connected --fd, by the front-end), image written out
-  1  the host refused something: permission, descriptors, memory, I/O
-  2  the command line, or what it names, is not usable";
-
 impl Arguments {
-    /// Where to listen, absolute.
-    pub(crate) fn socket_path(&self) -> Result<PathBuf, Failure> {
-        let path = match (&self.socket_path, &self.blk_file) {
-            (Some(path), _) => path.clone(),
-            (None, Some(image)) => {
-                let mut name = image.clone().into_os_string();
-                name.push(".sock");
-                PathBuf::from(name)
-            }
-            (None, None) => PathBuf::from("null.sock"),
-        };
-        // QEMU runs elsewhere as often as not: what is printed for it must not depend on where.
-        std::path::absolute(&path).map_err(|error| {
-            Failure::usage(format!(
-                "--socket-path: {}: {error}; give a path",
-                path.display()
-            ))
-        })
+    /// Parses the process's own; says what is wrong and exits where clap finds it.
+    pub(crate) fn of_process() -> Result<Self, Failure> {
+        let matches = Self::command().get_matches();
+        let arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if let Some(flag) = flag_beside_devices(&matches) {
+            return Err(Failure::usage(format!(
+                "--{flag}: is for a single device; with --device or --config, write it in there, where it belongs to \
+                 one of them"
+            )));
+        }
+        Ok(arguments)
     }
+}
 
-    pub(crate) fn device_options(&self) -> DeviceOptions {
-        DeviceOptions {
-            serial: self.serial.clone(),
-            num_queues: self.num_queues,
-            queue_size: self.queue_size,
-            block_size: self.block_size,
-            engine: self.engine,
-            discard: !self.no_discard,
-            latencies: self.latencies,
-            threads: ThreadOptions {
-                count: self.num_threads,
-                queues: self.queue_threads.clone(),
-                cpus: self
-                    .cpu_affinity
-                    .as_ref()
-                    .map_or_else(Vec::new, |list| list.0.clone()),
-            },
-            poll_max: Duration::from_micros(self.poll_max_us.into()),
+/// A device's option that is given as a flag although devices are described in another way.
+fn flag_beside_devices(matches: &ArgMatches) -> Option<String> {
+    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if !given("devices") && !given("config") {
+        return None;
+    }
+    let command = Arguments::command();
+    // The group that clap makes of each struct of options.
+    let mut groups = command.get_groups();
+    let group = groups.find(|group| group.get_id() == "DeviceArguments")?;
+    let given = group.get_args().find(|id| given(id.as_str()))?;
+    let mut options = command.get_arguments();
+    let option = options.find(|option| option.get_id() == given)?;
+    option.get_long().map(str::to_owned)
+}
+
+impl ProgramArguments {
+    /// What either asks for.
+    pub(crate) fn or(&self, other: &Self) -> Self {
+        Self {
+            exit_on_disconnect: self.exit_on_disconnect || other.exit_on_disconnect,
+            verbose: self.verbose.max(other.verbose),
         }
     }
 }
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  stopped by SIGTERM or SIGINT, or no front-end is left and none will come (--exit-on-disconnect, a connected
+     --fd); the images are written out
+  1  the host refused something: permission, descriptors, memory, I/O
+  2  the command line or the configuration file, or what it names, is not usable";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<Arguments, clap::Error> {
-        Arguments::try_parse_from(line.split_whitespace())
+    fn beside(line: &str) -> Option<String> {
+        let matches = Arguments::command().try_get_matches_from(line.split(' '));
+        flag_beside_devices(&matches.unwrap())
     }
 
     #[test]
-    fn the_socket_is_beside_the_image_unless_said_otherwise() {
-        let socket = |line| parse(line).unwrap().socket_path().unwrap();
-        assert_eq!(
-            socket("x --blk-file /a/disk.img"),
-            PathBuf::from("/a/disk.img.sock")
-        );
-        let both = "x --blk-file /a/disk.img --socket-path /run/s";
-        assert_eq!(socket(both), PathBuf::from("/run/s"));
-        assert!(socket("x --null 1G").ends_with("null.sock"));
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        for line in [
-            "x",
-            "x --blk-file a --null 1G",
-            "x --null 1G --read-only",
-            "x --null 1G --create 1G",
-            "x --blk-file a --create 1G --read-only",
-            "x --blk-file a --socket-path s --fd 3",
-            "x --blk-file a --create lots",
-        ] {
-            assert!(parse(line).is_err(), "{line}");
+    fn options_of_a_device_are_in_one_place() {
+        for flag in ["read-only", "num-queues=1", "null=1M", "latencies"] {
+            let name = flag.split('=').next().map(str::to_owned);
+            assert_eq!(beside(&format!("x --device null=1M --{flag}")), name);
+            assert_eq!(beside(&format!("x --{flag} --config=f")), name);
+            assert_eq!(beside(&format!("x --{flag}")), None);
         }
+        assert_eq!(
+            beside("x --device null=1M --device null=2M --config f -v"),
+            None
+        );
+        assert_eq!(beside("x --exit-on-disconnect --device null=1M"), None);
     }
 
     #[test]
-    fn threads_and_processors_are_lists() {
-        let threads = |line| parse(line).unwrap().device_options().threads;
-        assert_eq!(threads("x --null 1G"), ThreadOptions::default());
-        let line = "x --null 1G --num-threads 3 --queue-threads 0,0,2 --cpu-affinity 2,4-5";
-        let expected = ThreadOptions {
-            count: Some(3),
-            queues: vec![0, 0, 2],
-            cpus: vec![2, 4, 5],
+    fn options_of_the_program_add_up() {
+        let of = |exit_on_disconnect, verbose| ProgramArguments {
+            exit_on_disconnect,
+            verbose,
         };
-        assert_eq!(threads(line), expected);
-    }
-
-    #[test]
-    fn polling_is_on_unless_switched_off() {
-        let poll_max = |line| parse(line).unwrap().device_options().poll_max;
-        assert_eq!(poll_max("x --null 1G"), DEFAULT_POLL_MAX);
-        assert_eq!(poll_max("x --null 1G --poll-max-us 0"), Duration::ZERO);
-        let fifty = Duration::from_micros(50);
-        assert_eq!(poll_max("x --null 1G --poll-max-us 50"), fifty);
-    }
-
-    #[test]
-    fn engine_has_the_names_that_qemu_gives_too() {
-        let engine = |line| parse(line).unwrap().device_options().engine;
-        assert_eq!(engine("x --blk-file a"), Engine::Auto);
-        assert_eq!(engine("x --blk-file a --engine native"), Engine::LinuxAio);
-        assert_eq!(engine("x --blk-file a --engine io_uring"), Engine::IoUring);
-        assert!(parse("x --blk-file a --engine threads").is_err());
-        assert!(parse("x --null 1G --engine aio").is_err());
-    }
-
-    #[test]
-    fn capabilities_can_be_asked_for_alone() {
-        assert!(parse("x --print-capabilities").unwrap().print_capabilities);
+        assert_eq!(of(true, 0).or(&of(false, 2)), of(true, 2));
+        assert_eq!(of(false, 1).or(&of(false, 0)), of(false, 1));
     }
 }

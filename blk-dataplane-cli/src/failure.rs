@@ -80,6 +80,12 @@ pub(crate) fn image_failure(error: &ImageError) -> Failure {
             };
             Failure::host(format!("--create: {error}; {remedy}"))
         }
+        ImageError::InUse {
+            holder: Some(holder),
+            ..
+        } if holder.pid == std::process::id() => {
+            usage("another device here has it: give each an image of its own, or both read-only")
+        }
         ImageError::InUse { .. } => {
             usage("stop it, or give --force-share if both are meant to use it (a live migration)")
         }
@@ -174,6 +180,12 @@ pub(crate) fn bind_failure(error: &BindError) -> Failure {
         )),
         BindError::NotASocket { .. } => Failure::usage(format!(
             "--socket-path: {error}; it is left alone: choose another --socket-path"
+        )),
+        BindError::Group { .. } => Failure::host(format!(
+            "--socket-group: {error}; give a group that this user is a member of, or start as root"
+        )),
+        BindError::Replaced { .. } => Failure::host(format!(
+            "--socket-path: {error}; choose a directory that nobody else may write to"
         )),
         BindError::TooLong { .. } => {
             Failure::usage(format!("--socket-path: {error}; choose a shorter one"))

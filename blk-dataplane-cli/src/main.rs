@@ -1,32 +1,46 @@
-//! `blk-dataplane`: serves a disk image to virtual machines over vhost-user-blk.
+//! `blk-dataplane`: serves disk images to virtual machines over vhost-user-blk.
 //!
-//! Follows QEMU's conventions for vhost-user back-end programs (docs/interop/vhost-user.rst). Only
-//! arguments, wiring and the exit code are here; what the program does is in the library.
+//! Follows QEMU's conventions for vhost-user back-end programs (docs/interop/vhost-user.rst) and systemd's for
+//! services. Only arguments, wiring and the exit code are here; what the program does is in the library.
 
+mod activation;
 mod arguments;
+mod backing;
+mod config_file;
 mod cpu_list;
+mod device_arguments;
+mod device_name;
 mod diagnostics;
+#[cfg(test)]
+mod documents;
 mod failure;
 mod features;
 mod image_notes;
 mod inherited_fd;
+mod open_files;
+mod origin;
 mod qemu_hint;
 mod report;
+mod served;
+mod service_manager;
+mod settings;
 mod signals;
 mod size;
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use blk_dataplane::SigbusGuard;
 use blk_dataplane::vhost_user::Server;
-use blk_dataplane::{Backing, Device, Image, ImageOptions, SigbusGuard};
-use clap::Parser;
 use nix::sys::signal::Signal;
 
-use arguments::Arguments;
-use failure::{EXIT_HOST, Failure, bind_failure, device_failure, image_failure, start_failure};
+use arguments::{Arguments, ProgramArguments};
+use failure::{EXIT_HOST, Failure};
+use origin::Origin;
+use served::{Description, Served};
+use service_manager::ServiceManager;
 
 /// Printed by `--print-capabilities`. The features are those of the `vhost-user-blk` section of
 /// QEMU's vhost-user.json schema.
@@ -47,9 +61,8 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::from(EXIT_HOST),
         };
     }
-    let arguments = Arguments::parse();
-    diagnostics::init(arguments.verbose);
-    match run(&arguments) {
+    let described = Arguments::of_process().and_then(describe);
+    match described.and_then(|(program, devices)| run(&program, &devices)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             say(&format!("blk-dataplane: {}\n", failure.message));
@@ -64,94 +77,92 @@ fn say(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-fn run(arguments: &Arguments) -> Result<(), Failure> {
-    // Before anything is opened: a number that was not inherited must not name a descriptor of ours.
-    let inherited = match arguments.fd {
-        Some(number) => Some((number, inherited_socket(number)?)),
-        None => None,
-    };
+/// What the command line and the configuration file ask for.
+fn describe(arguments: Arguments) -> Result<(ProgramArguments, Vec<Description>), Failure> {
+    let mut program = arguments.program;
+    let mut devices = Vec::new();
+    if let Some(path) = arguments.config {
+        let configuration = config_file::read(&path)?;
+        program = program.or(&configuration.program);
+        for described in configuration.devices {
+            devices.push(Description {
+                arguments: described.arguments,
+                origin: Origin::File {
+                    path: path.clone(),
+                    lines: described.lines,
+                },
+            });
+        }
+    }
+    for (index, text) in arguments.devices.iter().enumerate() {
+        let origin = Origin::Device(index + 1);
+        let described = settings::split(text).and_then(|pairs| settings::device(&pairs));
+        let arguments = described.map_err(|refused| origin.place(Failure::usage(refused.why)))?;
+        devices.push(Description { arguments, origin });
+    }
+    if devices.is_empty() {
+        devices.push(Description {
+            arguments: arguments.device,
+            origin: Origin::Flags,
+        });
+    }
+    Ok((program, devices))
+}
+
+fn run(program: &ProgramArguments, descriptions: &[Description]) -> Result<(), Failure> {
+    diagnostics::init(program.verbose);
+    let checked = served::check(descriptions)?;
     // Before any thread starts: they inherit the mask, so that the signals are taken from the
     // descriptor alone and none can end the program in the middle of a request.
-    let ending = signals::block(&[Signal::SIGTERM, Signal::SIGINT])?;
+    let ending = Arc::new(signals::block(&[Signal::SIGTERM, Signal::SIGINT])?);
     let others = signals::block(&[Signal::SIGHUP, Signal::SIGUSR1])?;
     signals::survive_file_size_limit()?;
     // A front-end that truncates the memory of its guest costs itself, and not everybody served after it.
     SigbusGuard::install().map_err(|error| Failure::host(format!("SIGBUS handler: {error}")))?;
-    let options = arguments.device_options();
-    // Before the image: a bad option leaves no new file behind.
-    let refused = |error| device_failure(&error, arguments.blk_file.as_deref());
-    options.check().map_err(refused)?;
-    let backing = open_backing(arguments)?;
-    let device = Device::new(backing, &options).map_err(refused)?;
-    Server::probe(&device).map_err(|error| start_failure(&error))?;
-    let server = match inherited {
-        Some((number, fd)) => Server::inherited(fd, device.clone()).map_err(|error| {
-            Failure::usage(format!(
-                "--fd={number}: {error}; pass one, listening or connected"
-            ))
-        })?,
-        None => Server::bind(&arguments.socket_path()?, device.clone())
-            .map_err(|error| bind_failure(&error))?,
-    };
-    signals::obey(others, device.clone())?;
-    if arguments.verbose > 0 {
-        let features = features::describe(device.features());
-        say(&format!("blk-dataplane: features {features}\n"));
+    open_files::raise_limit();
+    let served = served::open(checked, program.exit_on_disconnect)?;
+    let manager = Arc::new(ServiceManager::from_environment());
+    signals::Obeying {
+        ending: Arc::clone(&ending),
+        others,
+        devices: served.iter().map(|each| each.named.clone()).collect(),
+        manager: Arc::clone(&manager),
     }
-    announce(&server, &device)?;
-    server
-        .serve(&ending)
-        .map_err(|error| Failure::host(error.to_string()))
-}
-
-fn inherited_socket(number: i32) -> Result<OwnedFd, Failure> {
-    inherited_fd::take(number).map_err(|error| {
-        Failure::usage(format!(
-            "--fd={number}: {error}; pass an open Unix stream socket as descriptor {number}"
-        ))
-    })
-}
-
-fn open_backing(arguments: &Arguments) -> Result<Backing, Failure> {
-    let Some(path) = &arguments.blk_file else {
-        // clap sees to it that one of the two is there.
-        return Ok(Backing::null(arguments.null.unwrap_or_default()));
-    };
-    let mut wanted = arguments.create;
-    if let Some(size) = arguments.create
-        && Image::create_if_missing(path, size).map_err(|error| image_failure(&error))?
-    {
-        say(&format!(
-            "blk-dataplane: created {} ({size} bytes, sparse)\n",
-            path.display()
-        ));
-        wanted = None;
-    }
-    let options = ImageOptions {
-        read_only: arguments.read_only,
-        force_share: arguments.force_share,
-        ..ImageOptions::default()
-    };
-    let image = Image::open(path, &options).map_err(|error| image_failure(&error))?;
-    for note in image_notes::about(&image, wanted) {
-        say(&format!("blk-dataplane: {}: {note}\n", path.display()));
-    }
-    Ok(Backing::Image(image))
-}
-
-/// One `ready` line on stdout, once a front-end may connect; how to attach it on stderr.
-fn announce(server: &Server, device: &Device) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout().lock();
-    let ready = match server.path() {
-        Some(path) => {
-            say(&qemu_hint::attach(path, device));
-            // As it is, whatever bytes that are: a script connects to what it reads here.
-            let path = path.as_os_str().as_bytes();
-            stdout.write_all(&[b"ready ", path, b"\n"].concat())
+    .start()?;
+    if program.verbose > 0 {
+        for Served { named, .. } in &served {
+            let features = features::describe(named.device.features());
+            say(&format!("{}features {features}\n", named.prefix()));
         }
-        None => writeln!(stdout, "ready"),
-    };
-    ready
+    }
+    announce(&served)?;
+    manager.ready(served.len());
+    let servers = served.into_iter().map(|each| each.server).collect();
+    let ended = Server::serve_all(servers, &ending);
+    // The thread that waits for signals does so at once; it may not have had the time, or no signal.
+    manager.stopping();
+    ended.map_err(|error| Failure::host(error.to_string()))
+}
+
+/// A `ready` line for each device on stdout, once front-ends may connect to all of them; how to attach
+/// them on stderr.
+fn announce(served: &[Served]) -> Result<(), Failure> {
+    let sockets = served.iter();
+    let sockets = sockets.filter_map(|each| Some((each.server.path()?, &each.named)));
+    say(&qemu_hint::attach(sockets));
+    let mut ready = Vec::new();
+    for Served { server, .. } in served {
+        ready.extend_from_slice(b"ready");
+        if let Some(path) = server.path() {
+            ready.push(b' ');
+            // As it is, whatever bytes that are: a script connects to what it reads here.
+            ready.extend_from_slice(path.as_os_str().as_bytes());
+        }
+        ready.push(b'\n');
+    }
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(&ready)
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::host(format!("cannot write to standard output: {error}")))
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use blk_dataplane::{Device, LatencyHistogram};
 
 /// Everything counted since the program started: a line for the device, and some for each queue that has been
-/// used. `name=number`, so that scripts can read it.
-pub(crate) fn counters(device: &Device) -> String {
+/// used. `name=number`, so that scripts can read it. Each line begins with `prefix`.
+pub(crate) fn counters(prefix: &str, device: &Device) -> String {
     let mut text = String::new();
-    line(&mut text, "device", device.counters().iter());
+    line(&mut text, prefix, "device", device.counters().iter());
     for index in 0..device.num_queues() {
         let Some(queue) = device.queue_counters(index) else {
             continue;
@@ -17,7 +17,8 @@ pub(crate) fn counters(device: &Device) -> String {
         if queue.requests.iter().all(|(_, number)| number == 0) {
             continue;
         }
-        line(&mut text, &format!("queue {index}"), queue.requests.iter());
+        let what = format!("queue {index}");
+        line(&mut text, prefix, &what, queue.requests.iter());
         for (what, latency) in [
             ("reads", &queue.read_latency),
             ("writes", &queue.write_latency),
@@ -25,15 +26,20 @@ pub(crate) fn counters(device: &Device) -> String {
         ] {
             if let Some(times) = times(latency) {
                 // Writing to a String cannot fail.
-                let _ = writeln!(text, "blk-dataplane: queue {index} {what}: {times}");
+                let _ = writeln!(text, "{prefix}queue {index} {what}: {times}");
             }
         }
     }
     text
 }
 
-fn line(text: &mut String, what: &str, counters: impl Iterator<Item = (&'static str, u64)>) {
-    let _ = write!(text, "blk-dataplane: {what}:");
+fn line(
+    text: &mut String,
+    prefix: &str,
+    what: &str,
+    counters: impl Iterator<Item = (&'static str, u64)>,
+) {
+    let _ = write!(text, "{prefix}{what}:");
     for (name, number) in counters {
         let _ = write!(text, " {name}={number}");
     }
@@ -61,8 +67,9 @@ mod tests {
     #[test]
     fn idle_device_has_one_line_and_every_counter_in_it() {
         let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
-        let text = counters(&device);
+        let text = counters("blk-dataplane: vda: ", &device);
         assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.starts_with("blk-dataplane: vda: device: "), "{text}");
         for (name, _) in device.counters().iter() {
             assert!(text.contains(&format!(" {name}=0")), "{name}: {text}");
         }

@@ -1,8 +1,15 @@
 //! The program as its users start it: what it prints, where, and how it exits.
 
+// What tests are made of:
+mod libblkio;
 mod running;
 
+// The tests:
+mod activation;
+mod idle;
 mod images;
 mod mistakes;
 mod serving;
+mod several;
 mod sockets;
+mod third_party;

@@ -290,6 +290,131 @@ fn values_that_cannot_be_are_refused_with_those_that_can() {
 }
 
 #[test]
+fn mistakes_about_one_of_several_devices_are_told_by_their_place() {
+    let directory = directory();
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    write("unknown.toml", "[[device]]\nnull = '1M'\n\nserail = 'x'\n");
+    write(
+        "image.toml",
+        "[[device]]\nname = 'a'\n\nblk-file = 'none'\n",
+    );
+    write(
+        "serial.toml",
+        &format!("[[device]]\nnull = '1M'\nserial = '{}'\n", "x".repeat(120)),
+    );
+    write("empty.toml", "");
+    write("broken.toml", "[[device]]\nnull = \n");
+    write("flat.toml", "blk-file = 'disk'\n");
+    fs::write(directory.path().join("binary.toml"), [0xff; 64]).unwrap();
+    let one = "null=1M,socket-path=one";
+    let mistakes: &[Mistake<'_>] = &[
+        (
+            &["--device", "blk-fil=disk"],
+            2,
+            &["--device number 1", "blk-fil", "blk-file"],
+        ),
+        (
+            &["--device", one, "--device", "blk-file=none"],
+            2,
+            &["--device number 2", "none", "--create"],
+        ),
+        (
+            &["--device", "blk-file=disk,socket-path=a,b"],
+            2,
+            &["--device number 1", "b", "comma", "twice"],
+        ),
+        (
+            &["--device", "null=1M,num-queues=0"],
+            2,
+            &["--device number 1", "num-queues", "1..=256"],
+        ),
+        (
+            &["--device", "name=a"],
+            2,
+            &["--device number 1", "--blk-file", "--null"],
+        ),
+        (&["--device", ""], 2, &["--device number 1", "key=value"]),
+        (
+            &["--device", one, "--device", one],
+            2,
+            &["--device number 2", "--socket-path", "one"],
+        ),
+        (
+            &[
+                "--device",
+                "null=1M,name=a",
+                "--device",
+                "null=2M,name=a,socket-path=b",
+            ],
+            2,
+            &["--device number 2", "--name", "a"],
+        ),
+        (
+            &[
+                "--device=blk-file=disk",
+                "--device=blk-file=disk,socket-path=x",
+            ],
+            2,
+            &["--device number 2", "disk", "another device here"],
+        ),
+        (
+            &["--device=null=1M,fd=77", "--device", one],
+            2,
+            &["--device number 1", "--fd=77"],
+        ),
+        (
+            &["--device", one, "--null=1M"],
+            2,
+            &["--null", "--device", "--config"],
+        ),
+        (
+            &["--config", "none.toml"],
+            2,
+            &["--config", "none.toml", "TOML"],
+        ),
+        (&["--config", "dir"], 2, &["--config", "dir", "TOML"]),
+        (
+            &["--config", "binary.toml"],
+            2,
+            &["--config", "binary.toml", "UTF-8"],
+        ),
+        (
+            &["--config", "unknown.toml"],
+            2,
+            &["--config", "unknown.toml:4", "serail", "serial"],
+        ),
+        (
+            &["--config", "image.toml"],
+            2,
+            &["--config", "image.toml:4", "none", "--create"],
+        ),
+        (
+            &["--config", "serial.toml"],
+            2,
+            &["--config", "serial.toml:3", "at most 20"],
+        ),
+        (
+            &["--config", "empty.toml"],
+            2,
+            &["--config", "empty.toml:1", "[[device]]"],
+        ),
+        (
+            &["--config", "broken.toml"],
+            2,
+            &["--config", "broken.toml:2", "no TOML"],
+        ),
+        (
+            &["--config", "flat.toml"],
+            2,
+            &["--config", "flat.toml:1", "blk-file", "[[device]]"],
+        ),
+    ];
+    for said in assert_refused(&directory, mistakes) {
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
 fn what_this_user_may_not_touch_is_said_with_what_to_check() {
     let directory = directory();
     let mode = |name: &str, mode| {

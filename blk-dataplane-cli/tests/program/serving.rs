@@ -57,6 +57,7 @@ fn capabilities_are_json_whatever_else_is_asked() {
         ],
     );
     assert!(output.status.success());
+    assert!(output.stderr.is_empty());
     let text = String::from_utf8(output.stdout).unwrap();
     let dense: String = text.split_whitespace().collect();
     assert_eq!(

@@ -1,13 +1,14 @@
 //! Sockets by path and by descriptor.
 
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 
+use crate::libblkio::{Client, pattern};
 use crate::running::{Running, failure, program};
 
 #[test]
@@ -45,6 +46,78 @@ fn a_socket_nobody_listens_on_is_replaced_and_a_live_one_is_not() {
     first.signal(Signal::SIGTERM);
     assert!(first.wait().success());
     assert!(!path.exists());
+}
+
+#[test]
+fn the_umask_takes_nothing_from_the_group_and_gives_nothing_to_others() {
+    for umask in ["077", "022", "000"] {
+        let directory = tempfile::tempdir().unwrap();
+        let inner = program(&directory);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "umask \"$1\"; exec \"$0\" --null 1M --socket-path s"])
+            .arg(inner.get_program())
+            .arg(umask)
+            .current_dir(directory.path())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        let (_running, ready) = Running::start(command);
+        assert!(ready.starts_with("ready "));
+        let metadata = directory.path().join("s").symlink_metadata().unwrap();
+        let mode = metadata.permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o660, "umask {umask}: {mode:o}");
+    }
+}
+
+#[test]
+fn socket_group_gives_the_socket_to_a_group_by_name_or_number() {
+    // A group that this user may give files to: any for root, else one that it is in.
+    let group = match nix::unistd::geteuid().is_root() {
+        true => nix::unistd::Group::from_name("daemon").unwrap().unwrap(),
+        false => nix::unistd::Group::from_gid(nix::unistd::getegid())
+            .unwrap()
+            .unwrap(),
+    };
+    for given in [group.name.clone(), group.gid.to_string()] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = program(&directory);
+        command.args(["--null=1M", "--socket-path=s", "--socket-group", &given]);
+        let (_running, ready) = Running::start(command);
+        assert!(ready.starts_with("ready "), "{given}");
+        let metadata = directory.path().join("s").symlink_metadata().unwrap();
+        let mode = metadata.permissions().mode() & 0o7777;
+        assert_eq!((metadata.gid(), mode), (group.gid.as_raw(), 0o660));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = [
+        "--null=1M",
+        "--socket-path=s",
+        "--socket-group=no-such-group",
+    ];
+    let said = failure(&directory, &arguments, 2);
+    for part in ["--socket-group", "no-such-group", "getent"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!directory.path().join("s").exists());
+}
+
+#[test]
+fn exit_on_disconnect_serves_one_front_end_and_succeeds() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = program(&directory);
+    command.args(["--blk-file=disk.img", "--create=1M", "--exit-on-disconnect"]);
+    let (mut running, _) = Running::start(command);
+    let path = directory.path().join("disk.img.sock");
+    // Whoever looks whether somebody is there is not the one.
+    drop(UnixStream::connect(&path).unwrap());
+    failure(&directory, &["--null=1M", "--socket-path=disk.img.sock"], 2);
+    let mut client = Client::connect(&path, 1);
+    client.write(0, 4096, &pattern(3, 4096));
+    assert!(!path.exists(), "nobody else can connect");
+    drop(client);
+    assert_eq!(running.wait().code(), Some(0));
+    let image = std::fs::read(directory.path().join("disk.img")).unwrap();
+    assert!(image[4096..8192] == pattern(3, 4096));
 }
 
 /// Lets the child inherit `fd` as descriptor 3.

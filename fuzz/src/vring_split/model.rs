@@ -1,10 +1,10 @@
 //! The device side of a split ring over plain bytes: every result and every byte it should write.
 
+use std::collections::BTreeSet;
+
 use vring::{ChainFault, RingFault};
 
-use crate::device::room;
 use crate::naive_memory::NaiveMemory;
-use crate::naive_order::NaiveOrder;
 use crate::naive_walk::{Buffer, walk};
 
 /// Addresses of the three areas.
@@ -31,7 +31,7 @@ impl Areas {
 }
 
 /// What a pop should return.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Popped {
     Nothing,
     Chain { head: u16, buffers: Vec<Buffer> },
@@ -39,19 +39,12 @@ pub(super) enum Popped {
     Broken(RingFault),
 }
 
-/// What the ring features change.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Features {
-    pub(super) indirect_desc: bool,
-    pub(super) event_idx: bool,
-    pub(super) in_order: bool,
-}
-
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) areas: Areas,
     pub(super) size: u16,
-    pub(super) features: Features,
+    pub(super) indirect_desc: bool,
+    pub(super) event_idx: bool,
     pub(super) next_avail: u16,
     /// Entries seen to be available and not fetched yet.
     seen: u16,
@@ -59,8 +52,7 @@ pub(super) struct Model {
     pub(super) staged: Vec<(u16, u32)>,
     /// Elements published since the latest notification decision; `None` before the first.
     undecided: Option<u32>,
-    /// By head.
-    pub(super) owned: NaiveOrder<u16>,
+    pub(super) in_flight: BTreeSet<u16>,
     latest: Option<u16>,
     pub(super) fault: Option<RingFault>,
     reported: bool,
@@ -74,7 +66,7 @@ impl Model {
         memory: &mut NaiveMemory,
         areas: Areas,
         size: u16,
-        features: Features,
+        (indirect_desc, event_idx): (bool, bool),
         base: u16,
     ) -> Self {
         let used_idx = memory.word(areas.used + 2);
@@ -82,13 +74,14 @@ impl Model {
         Self {
             areas,
             size,
-            features,
+            indirect_desc,
+            event_idx,
             next_avail: base,
             seen: 0,
             used_idx,
             staged: Vec::new(),
             undecided: None,
-            owned: NaiveOrder::new(),
+            in_flight: BTreeSet::new(),
             latest: None,
             fault: None,
             reported: false,
@@ -137,20 +130,19 @@ impl Model {
                 size: self.size,
             });
         }
-        if self.owned.iter().any(|chain| chain.key == head) {
+        if !self.in_flight.insert(head) {
             return self.broken(RingFault::HeadInFlight { head });
         }
         self.next_avail = self.next_avail.wrapping_add(1);
         self.seen -= 1;
         self.latest = Some(head);
-        let walked = walk(
+        match walk(
             memory,
-            (self.areas.descriptors, self.size),
-            self.features.indirect_desc,
+            self.areas.descriptors,
+            self.size,
+            self.indirect_desc,
             head,
-        );
-        self.owned.arrive(head, walked.as_deref().ok().map(room));
-        match walked {
+        ) {
             Ok(buffers) => Popped::Chain { head, buffers },
             Err(fault) => Popped::BadChain { head, fault },
         }
@@ -169,7 +161,7 @@ impl Model {
             return false;
         }
         self.latest = None;
-        self.owned.remove(&head);
+        self.in_flight.remove(&head);
         self.next_avail = self.next_avail.wrapping_sub(1);
         if self.fault.is_none() {
             self.seen += 1;
@@ -177,30 +169,21 @@ impl Model {
         true
     }
 
-    /// Bytes there are to write, if the chain is sound.
-    pub(super) fn room(&self, head: u16) -> Option<u64> {
-        self.owned.iter().find(|chain| chain.key == head)?.room
-    }
-
     pub(super) fn push(&mut self, memory: &mut NaiveMemory, head: u16, len: u32) {
+        assert!(
+            self.in_flight.remove(&head),
+            "the harness pushes what it popped"
+        );
+        if self.lost {
+            return;
+        }
         if self.latest == Some(head) {
             self.latest = None;
         }
-        if self.features.in_order {
-            self.owned.complete(&head, len);
-            return;
-        }
-        self.owned.remove(&head);
-        if !self.lost {
-            self.stage(memory, head, len);
-            self.staged.push((head, len));
-        }
-    }
-
-    fn stage(&self, memory: &mut NaiveMemory, head: u16, len: u32) {
         let at = self.used_slot(self.used_idx.wrapping_add(self.staged_count()));
         memory.write(at, &u32::from(head).to_le_bytes());
         memory.write(at + 4, &len.to_le_bytes());
+        self.staged.push((head, len));
     }
 
     /// At most 65536 / 2 heads are in flight at once, but one may be pushed again and again before
@@ -211,14 +194,6 @@ impl Model {
 
     /// What is published.
     pub(super) fn publish(&mut self, memory: &mut NaiveMemory) -> Vec<(u16, u32)> {
-        if self.features.in_order && !self.lost {
-            for group in self.owned.turns() {
-                if let Some(&(last, len)) = group.last() {
-                    self.stage(memory, last, len);
-                }
-                self.staged.extend(group);
-            }
-        }
         if !self.staged.is_empty() {
             self.used_idx = self.used_idx.wrapping_add(self.staged_count());
             memory.write(self.areas.used + 2, &self.used_idx.to_le_bytes());
@@ -239,7 +214,7 @@ impl Model {
         if published == Some(0) {
             return false;
         }
-        if !self.features.event_idx {
+        if !self.event_idx {
             return memory.word(self.areas.available) & 1 == 0;
         }
         let Some(published) = published else {
@@ -257,7 +232,7 @@ impl Model {
         if self.fault.is_some() {
             return true;
         }
-        if self.features.event_idx {
+        if self.event_idx {
             let at = self.areas.used + 4 + 8 * u64::from(self.size);
             memory.write(at, &self.next_avail.to_le_bytes());
         } else {
@@ -269,7 +244,7 @@ impl Model {
 
     /// The device writes the flag once, whatever the guest makes of it afterwards.
     pub(super) fn disable_notification(&mut self, memory: &mut NaiveMemory) {
-        if !self.features.event_idx && !self.lost && !self.kicks_disabled {
+        if !self.event_idx && !self.lost && !self.kicks_disabled {
             memory.write(self.areas.used, &[1, 0]);
             self.kicks_disabled = true;
         }
@@ -296,10 +271,5 @@ impl Model {
         self.lost = true;
         self.staged.clear();
         false
-    }
-
-    /// Whether a chain would be forgotten if another device took over now.
-    pub(super) fn is_idle(&self) -> bool {
-        self.owned.iter().next().is_none() && self.staged.is_empty()
     }
 }
