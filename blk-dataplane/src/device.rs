@@ -20,7 +20,7 @@ use crate::SECTOR_SIZE;
 use crate::capacity::{Capacity, ConfigSubscription};
 use crate::config_space::{ConfigFields, ConfigSpace, Topology};
 use crate::counters::{CounterSnapshot, QueueSnapshot};
-use crate::image::{Discard, Image, ImageError, IoHints};
+use crate::image::{Caching, Discard, Image, ImageError, IoHints};
 use crate::lifetime::Lifetime;
 use crate::notifier::Notifier;
 use crate::ranges::{
@@ -29,6 +29,7 @@ use crate::ranges::{
 };
 use crate::request::{Geometry, ID_LEN, VIRTIO_BLK_F_LIFETIME};
 use crate::tally::Tally;
+use crate::write_back::WriteBack;
 
 /// Request queues offered unless the caller says otherwise. QEMU asks for one per vCPU and refuses
 /// a backend with fewer; a queue that is never set up costs nothing.
@@ -116,6 +117,7 @@ pub struct Device {
     fallback_told: Arc<AtomicBool>,
     capacity: Arc<Capacity>,
     tally: Arc<Tally>,
+    write_back: Arc<WriteBack>,
 }
 
 impl Device {
@@ -145,6 +147,12 @@ impl Device {
         if capacity == 0 {
             return Err(DeviceError::Empty);
         }
+        let forgets = match &backing {
+            Backing::Image(image) => matches!(image.caching(), Caching::Buffered(_)),
+            Backing::Null { .. } => false,
+            #[cfg(feature = "testing")]
+            Backing::Testing(disk) => disk.is_buffered(),
+        };
         let lifetime = match &backing {
             Backing::Image(image) => image.wear().cloned(),
             Backing::Null { .. } => None,
@@ -168,6 +176,7 @@ impl Device {
             fallback_told: Arc::default(),
             capacity: Arc::new(Capacity::new(capacity)),
             tally: Arc::default(),
+            write_back: Arc::new(WriteBack::new(forgets)),
         })
     }
 
@@ -355,6 +364,10 @@ impl Device {
 
     pub(crate) fn lifetime(&self) -> Option<&Arc<Lifetime>> {
         self.lifetime.as_ref()
+    }
+
+    pub(crate) fn write_back(&self) -> &Arc<WriteBack> {
+        &self.write_back
     }
 
     pub(crate) fn latencies(&self) -> bool {

@@ -8,6 +8,7 @@ mod sysfs;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -296,6 +297,24 @@ impl Image {
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// The same file opened anew, for one data thread. The kernel tells each open file of a failure to write
+    /// back, once: threads that shared one would hide it from each other (hostile-inputs I6). Where it cannot be
+    /// had (no `/proc`, no right any more), the one that all share.
+    pub(crate) fn file_of_thread(&self) -> Arc<File> {
+        let flags = match self.caching {
+            Caching::Direct => libc::O_DIRECT,
+            Caching::Buffered(_) => 0,
+        };
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        match open_file(Path::new(&path), self.read_only, flags) {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                tracing::debug!(%error, "the image cannot be opened anew");
+                Arc::clone(&self.file)
+            }
+        }
     }
 
     /// Where it was opened.

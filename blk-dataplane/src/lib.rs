@@ -49,6 +49,7 @@ pub mod testing;
 mod threads;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;
+mod write_back;
 
 // The public interface is:
 pub use capacity::ConfigSubscription;

@@ -38,6 +38,7 @@ type MakeEnd = dyn Fn(Waker) -> Box<dyn Disk> + Send + Sync;
 pub struct TestDisk {
     capacity: u64,
     alignment: u32,
+    buffered: bool,
     make_end: Arc<MakeEnd>,
 }
 
@@ -59,6 +60,7 @@ impl TestDisk {
         Self {
             capacity,
             alignment: 1,
+            buffered: false,
             make_end: Arc::new(make_end),
         }
     }
@@ -69,6 +71,17 @@ impl TestDisk {
     pub fn aligned(mut self, alignment: u32) -> Self {
         self.alignment = alignment;
         self
+    }
+
+    /// The same disk behind a page cache: what a failed fdatasync should have written may be forgotten.
+    #[must_use]
+    pub fn buffered(mut self) -> Self {
+        self.buffered = true;
+        self
+    }
+
+    pub(crate) fn is_buffered(&self) -> bool {
+        self.buffered
     }
 
     pub(crate) fn capacity(&self) -> u64 {

@@ -33,6 +33,7 @@ use crate::counters::{Counters, QueueCounters, RequestKind};
 use crate::device::{Backing, Device};
 use crate::lifetime::{LIFETIME_LEN, Lifetime};
 use crate::request::{self, Accepted, Action, DataLen, Geometry, HEADER_LEN, ID_LEN, Status};
+use crate::write_back::WriteBack;
 
 /// Requests in flight per data thread. Disks gain nothing from more, each costs a kernel AIO slot
 /// out of a host-wide 65536, and the rings hold the rest. Per thread and not split among them: a queue that
@@ -125,6 +126,7 @@ pub(super) struct Executor<M> {
     unsynced: Option<(SlotId, SlotId)>,
     /// `fdatasync` operations under way.
     syncs: usize,
+    write_back: Arc<WriteBack>,
     /// Losses of memory in this process by the last pass. While it is the same, what was looked up
     /// since then is there.
     losses: usize,
@@ -165,7 +167,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let (ioq, address, len) = match device.backing() {
             Backing::Image(image) => {
                 let direct = image.memory_alignment() > 1;
-                let ioq = IoQueue::open(Arc::clone(image.file()), device.engine(), &config)?;
+                let ioq = IoQueue::open(image.file_of_thread(), device.engine(), &config)?;
                 if let Some(fallback) = ioq.fallback() {
                     device.tell_fallback(fallback);
                 }
@@ -200,6 +202,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             write_through: true,
             unsynced: None,
             syncs: 0,
+            write_back: Arc::clone(device.write_back()),
             losses: SigbusGuard::losses(),
             geometry: device.geometry(),
             capacity: device.capacity_in_force(),
@@ -468,9 +471,17 @@ impl<M: GuestMemoryBackend> Executor<M> {
             ioq,
             done,
             failures,
+            write_back,
             ..
         } = self;
         let count = ioq.reap(|owner, result| {
+            if let Err(error) = &result
+                && matches!(owner, Owner::Sync { .. })
+                && error.kind() != IoErrorKind::Busy
+            {
+                // Before any of those that have come back with it is acted on.
+                write_back.note_failure();
+            }
             let outcome = Outcome::of(&owner, &result);
             // What the host cannot do at all is the guest's to know, and answered so.
             if let Err(error) = &result

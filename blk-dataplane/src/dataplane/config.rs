@@ -82,11 +82,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
 
     /// Writes the image out.
     pub(super) fn sync(&self) -> std::io::Result<()> {
-        match self.device.backing() {
+        let synced = match self.device.backing() {
             Backing::Image(image) if !image.is_read_only() => image.file().sync_data(),
             Backing::Image(_) | Backing::Null { .. } => Ok(()),
             #[cfg(feature = "testing")]
             Backing::Testing(disk) => disk.sync(),
-        }
+        };
+        self.device.write_back().judge(synced)
     }
 }

@@ -28,7 +28,8 @@ pub struct Faults {
     /// An fdatasync fails with `EIO`.
     pub fail_sync: u16,
     /// What a failed fdatasync should have written out counts as written out, as in Linux's page cache: it
-    /// reads as before, no later fdatasync writes it, and a power loss may take it.
+    /// reads as before, no later fdatasync writes it, and a power loss may take it. The next fdatasync of each
+    /// other queue fails too, as each open file of Linux's is told once.
     pub failed_sync_forgets: bool,
 }
 
@@ -132,6 +133,8 @@ struct Running {
 struct Port {
     waker: Waker,
     ended: VecDeque<Ended>,
+    /// What an fdatasync through another queue has failed to write, its next one has to tell.
+    untold: bool,
 }
 
 #[derive(Debug)]
@@ -236,6 +239,7 @@ impl PowerLossDisk {
         state.ports.push(Port {
             waker,
             ended: VecDeque::new(),
+            untold: false,
         });
         End {
             disk: self.clone(),
@@ -473,12 +477,20 @@ impl State {
     }
 
     fn finish(&mut self, mut running: Running) {
+        if matches!(running.work, Work::Fdatasync)
+            && std::mem::take(&mut self.ports[running.port].untold)
+        {
+            running.errno = Some(libc::EIO);
+        }
         if let Some(errno) = running.errno {
             match running.work {
                 Work::Fdatasync => {
                     self.deeds.failed_syncs += 1;
                     if self.faults.failed_sync_forgets {
                         self.forget(&running);
+                        for (number, port) in self.ports.iter_mut().enumerate() {
+                            port.untold |= number != running.port;
+                        }
                     }
                     if self.lie == Some(Lie::FailedSyncIsDone) {
                         self.end(&running, Outcome::Done);

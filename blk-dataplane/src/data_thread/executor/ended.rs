@@ -37,6 +37,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
             }
             Owner::Sync { first } => {
                 self.syncs -= 1;
+                // It may have failed to another one what this one should have written.
+                let outcome = if self.write_back.has_failed() {
+                    Outcome::Failed
+                } else {
+                    outcome
+                };
                 self.finish_all(first, outcome, finished);
             }
             Owner::Bounce { slot, buffer } => {

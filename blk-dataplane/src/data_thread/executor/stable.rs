@@ -34,6 +34,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let Some((first, _)) = whole else {
             return;
         };
+        if self.write_back.has_failed() {
+            self.syncs += 1;
+            self.done
+                .push_back((Owner::Sync { first }, Outcome::Failed));
+            return;
+        }
         match self.ioq.queue_fdatasync(Owner::Sync { first }) {
             Ok(()) => {
                 self.syncs += 1;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, bounded};
 use ioq::testing::{Lie, Ticket};
-use ioq::{Config, IoQueue};
 use vring::RingBase;
 
 use super::guest::Memory;
@@ -33,7 +32,7 @@ pub(super) enum Control {
         told: Vec<Receiver<()>>,
     },
     /// The cache is off; what it holds goes out.
-    WritingOut(Ticket, Box<IoQueue<()>>),
+    WritingOut(Ticket),
 }
 
 impl Simulation {
@@ -184,12 +183,15 @@ impl Simulation {
                     self.write_out()
                 }
             }
-            Control::WritingOut(flush, mut queue) => {
-                queue.submit();
+            Control::WritingOut(flush) => {
+                self.control_queue.submit();
                 let mut done = None;
-                queue.reap(|(), result| done = Some(result.is_ok()));
+                self.control_queue.reap(|(), result| {
+                    let result = result.map(drop).map_err(std::io::Error::other);
+                    done = Some(self.write_back.judge(result).is_ok());
+                });
                 match done {
-                    None => Control::WritingOut(flush, queue),
+                    None => Control::WritingOut(flush),
                     Some(true) => {
                         self.ledger.answer_flush(flush);
                         Control::Idle
@@ -245,12 +247,7 @@ impl Simulation {
         if let Some(Mistake::Disk(Lie::SyncOfOneQueue)) = self.plan.mistake {
             return Control::Idle;
         }
-        let config = Config {
-            depth: 1,
-            max_segments: 1,
-        };
-        let mut queue: IoQueue<()> = self.disk.queue(&config).unwrap();
-        queue.queue_fdatasync(()).unwrap();
-        Control::WritingOut(self.ledger.ask_flush(), Box::new(queue))
+        self.control_queue.queue_fdatasync(()).unwrap();
+        Control::WritingOut(self.ledger.ask_flush())
     }
 }

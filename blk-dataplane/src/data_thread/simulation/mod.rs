@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, unbounded};
 use event_poll::{EventNotifier, EventPoll};
 use ioq::testing::{Deeds, Dice, Faults, Ledger, Lie, PowerLossDisk, SECTOR_LEN, Ticket};
+use ioq::{Config, IoQueue};
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::GuestAddress;
 use vring::{QueueConfig, QueueSize, RingBase, RingFeatures};
@@ -24,6 +25,7 @@ use crate::device::{Backing, DeviceOptions, bit};
 use crate::request::Accepted;
 use crate::testing::TestDisk;
 use crate::threads::ThreadOptions;
+use crate::write_back::WriteBack;
 
 /// Steps in which everything outstanding must have been answered.
 const PATIENCE: usize = 100_000;
@@ -60,6 +62,8 @@ enum Mistake {
     FlushOfOneThread,
     /// Writes complete before they are stable, whatever the guest has asked for.
     NoWriteThrough,
+    /// An fdatasync after one that has failed is believed, whatever the page cache has forgotten.
+    TrustAfterFailure,
 }
 
 impl Plan {
@@ -75,17 +79,18 @@ impl Plan {
             fail_sync: 50,
             failed_sync_forgets: false,
         };
+        let forgetful = Faults {
+            fail_sync: 10,
+            failed_sync_forgets: true,
+            ..Faults::default()
+        };
         Self {
             seed,
             threads,
             queues: threads + u16::try_from(dice.below(2)).unwrap(),
             cache: [Cache::On, Cache::On, Cache::NoFlush, Cache::Toggled][dice.index(4)],
             alignment: if dice.chance(500) { 1 } else { 512 },
-            faults: if dice.chance(500) {
-                trouble
-            } else {
-                Faults::default()
-            },
+            faults: [Faults::default(), trouble, forgetful][dice.index(3)],
             mistake: None,
         }
     }
@@ -177,6 +182,9 @@ struct Simulation {
     queues: Vec<GuestQueue>,
     popped: Vec<Popped>,
     control: Control,
+    /// Control's own end of the disk.
+    control_queue: IoQueue<()>,
+    write_back: Arc<WriteBack>,
     /// Every answer seen from now on is to one that is stable.
     write_through: bool,
     report: Report,
@@ -197,7 +205,10 @@ impl Simulation {
         if let Some(Mistake::Disk(lie)) = plan.mistake {
             disk.set_lie(Some(lie));
         }
-        let backing = TestDisk::from(&disk).aligned(plan.alignment);
+        let mut backing = TestDisk::from(&disk).aligned(plan.alignment);
+        if plan.faults.failed_sync_forgets && plan.mistake != Some(Mistake::TrustAfterFailure) {
+            backing = backing.buffered();
+        }
         let options = DeviceOptions {
             num_queues: plan.queues,
             threads: ThreadOptions {
@@ -245,10 +256,12 @@ impl Simulation {
             popped: vec![Popped::default(); usize::from(plan.queues)],
             plan,
             dice,
-            disk,
             ledger,
             memory,
             control: Control::Idle,
+            control_queue: disk.queue(&Config::default()).unwrap(),
+            write_back: Arc::clone(device.write_back()),
+            disk,
             write_through: plan.cache == Cache::NoFlush,
             report,
         };

@@ -119,6 +119,16 @@ fn mistakes_are_noticed() {
             }),
         ),
         (
+            "an fdatasync trusted after one that has failed",
+            crash_points_until_found(Mistake::TrustAfterFailure, |plan| {
+                plan.faults = Faults {
+                    fail_sync: 50,
+                    failed_sync_forgets: true,
+                    ..Faults::default()
+                };
+            }),
+        ),
+        (
             "a write called done before it was written",
             crash_points_until_found(Mistake::Disk(Lie::WriteDoneEarly), any),
         ),
