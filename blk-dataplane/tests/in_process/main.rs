@@ -8,6 +8,7 @@ mod bounce;
 mod config;
 #[cfg(feature = "vhost-user")]
 mod config_change;
+mod control;
 mod counters;
 #[cfg(feature = "vhost-user")]
 mod descriptors;
@@ -19,6 +20,7 @@ mod front_end;
 mod image;
 #[cfg(feature = "vhost-user")]
 mod listening;
+mod load;
 #[cfg(feature = "vhost-user")]
 mod lost_memory;
 mod model;
@@ -28,4 +30,5 @@ mod requests;
 mod rings;
 #[cfg(feature = "vhost-user")]
 mod several;
+mod storm;
 mod threads;

@@ -1,0 +1,128 @@
+//! Storms of host I/O errors under load: every request is answered once, and with the truth; afterwards all works.
+
+use ioq::testing::Faults;
+
+use super::load::Bench;
+use crate::support::embedded::Embedded;
+use crate::support::queue::{BLK_DISCARD, BLK_WRITE_ZEROES, FEATURES, GuestQueue, RING_PACKED};
+
+/// Requests of each of the four queues.
+const COUNT: usize = 400;
+
+const STORM: Faults = Faults {
+    fail: 60,
+    again: 60,
+    short: 200,
+    busy: 30,
+    refuse: 20,
+    fail_sync: 150,
+    failed_sync_forgets: false,
+};
+
+/// A device on so many threads, and its queues: two split ones and two packed ones, of different sizes.
+fn up(bench: &Bench, threads: u16) -> (Embedded, Vec<GuestQueue>) {
+    let mut vmm = Embedded::new(&bench.device(threads));
+    let queues = (0u16..4).map(|index| {
+        let format = if index < 2 { 0 } else { RING_PACKED };
+        let size = if index % 2 == 0 { 128 } else { 256 };
+        vmm.queue_with(
+            index,
+            size,
+            FEATURES | format | BLK_DISCARD | BLK_WRITE_ZEROES,
+        )
+    });
+    let queues = queues.collect();
+    (vmm, queues)
+}
+
+#[test]
+fn i3_i4_i5_storm_of_errors_is_told_truly_request_by_request_and_passes() {
+    for (seed, threads) in [(1, 1), (2, 2), (3, 4)] {
+        let bench = Bench::new(seed);
+        let (vmm, mut queues) = up(&bench, threads);
+        bench.disk.set_faults(STORM);
+        let (mut ok, mut failed) = (0, 0);
+        std::thread::scope(|scope| {
+            for load in bench.load_all(scope, &mut queues, seed, COUNT) {
+                let tally = load.join().unwrap();
+                (ok, failed) = (ok + tally.ok, failed + tally.failed);
+            }
+        });
+        // The storm was one, and spared most.
+        let deeds = bench.disk.deeds();
+        let met = [
+            deeds.failed,
+            deeds.again,
+            deeds.short,
+            deeds.busy,
+            deeds.refused,
+            deeds.failed_syncs,
+        ];
+        assert!(met.iter().all(|&count| count > 0), "{deeds:?}");
+        assert!(
+            failed > 0 && ok > failed,
+            "{ok} went well, {failed} did not"
+        );
+        let counters = vmm.plane.counters();
+        assert!(counters.merged > 0 && counters.bounced > 0, "{counters:?}");
+        assert_eq!(counters.io_errors, u64::try_from(failed).unwrap());
+
+        // Nothing fails any more, on any queue.
+        bench.disk.set_faults(Faults::default());
+        std::thread::scope(|scope| {
+            for load in bench.load_all(scope, &mut queues, seed + 10, COUNT / 4) {
+                assert_eq!(load.join().unwrap().failed, 0);
+            }
+        });
+        for queue in &mut queues {
+            bench.read_all(queue);
+        }
+        bench.check();
+        vmm.plane.stop().unwrap();
+        bench.lose_power();
+    }
+}
+
+#[test]
+fn i6_flush_that_fails_fails_all_that_wait_for_it_and_the_next_one_is_asked_anew() {
+    let bench = Bench::new(1);
+    let (vmm, mut queues) = up(&bench, 2);
+    for fail_sync in [1000, 0, 1000, 0] {
+        bench.disk.set_faults(Faults {
+            fail_sync,
+            ..Faults::default()
+        });
+        let before = bench.disk.deeds();
+        for queue in &mut queues {
+            queue.arena.reset();
+            let status = queue.answer(&crate::support::request::Request::flush()).0;
+            assert_eq!(status, Some(u8::from(fail_sync > 0)));
+        }
+        let after = bench.disk.deeds();
+        // Each waited for the one before: none is told what another's was.
+        let asked = (after.syncs - before.syncs) + (after.failed_syncs - before.failed_syncs);
+        assert_eq!(asked, 4);
+    }
+    vmm.plane.stop().unwrap();
+}
+
+#[test]
+fn power_lost_under_load_takes_nothing_that_was_acknowledged() {
+    for (seed, threads) in [(1, 1), (2, 2), (3, 4), (4, 3)] {
+        let bench = Bench::new(seed);
+        let (vmm, mut queues) = up(&bench, threads);
+        std::thread::scope(|scope| {
+            let loads = bench.load_all(scope, &mut queues, seed, COUNT);
+            while loads.iter().any(|load| !load.is_finished()) {
+                // Every outcome of a loss of power at this moment.
+                bench.check();
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            for load in loads {
+                assert_eq!(load.join().unwrap().failed, 0);
+            }
+        });
+        bench.lose_power();
+        assert!(vmm.plane.stop().is_err(), "there is no disk any more");
+    }
+}
