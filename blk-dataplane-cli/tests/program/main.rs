@@ -2,12 +2,14 @@
 
 // What tests are made of:
 mod libblkio;
+mod load;
 mod running;
 
 // The tests:
 mod activation;
 mod idle;
 mod images;
+mod lifecycle;
 mod mistakes;
 mod serving;
 mod several;
