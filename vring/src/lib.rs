@@ -102,6 +102,7 @@ mod indirect;
 mod notification;
 mod packed;
 mod queue;
+mod reclaim;
 mod ring_memory;
 mod split;
 mod state;
@@ -117,6 +118,7 @@ pub use crate::fault::{ChainFault, PopError, RingFault};
 pub use crate::head::Head;
 pub use crate::packed::PackedQueue;
 pub use crate::queue::Queue;
+pub use crate::reclaim::{Leftover, ReclaimError, RingDescriptor};
 pub use crate::split::SplitQueue;
 pub use crate::state::{QueueState, RestoreError, SaveError};
 

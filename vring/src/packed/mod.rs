@@ -6,6 +6,7 @@ pub(crate) mod layout;
 mod notification;
 mod outstanding;
 pub(crate) mod position;
+mod reclaim;
 mod reorder;
 pub(crate) mod rings;
 #[cfg(test)]

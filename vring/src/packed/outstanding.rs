@@ -48,6 +48,13 @@ impl Outstanding {
         self.count
     }
 
+    /// How many descriptors the chain in a slot has; 0 if the slot is free or is none.
+    #[inline]
+    pub(super) fn descriptors(&self, number: u16) -> u16 {
+        let slot = self.slots.get(usize::from(number));
+        slot.map_or(0, |slot| slot.descriptors)
+    }
+
     /// Takes a chain of at least one descriptor in.
     ///
     /// There is a slot for it: all that are taken have a descriptor at least, and the walk lets no

@@ -7,6 +7,7 @@ use super::rings::PackedRings;
 use crate::chain::Chain;
 use crate::fault::ChainFault;
 use crate::indirect::IndirectTable;
+use crate::reclaim::RingDescriptor;
 
 /// A chain whose end was found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,6 +60,45 @@ pub(super) fn walk<M: GuestMemory>(
     }
     walk_ring(indirect_desc, first, address, limit, chain, |ahead| {
         rings.later(index.wrapping_add(ahead))
+    })
+}
+
+/// Collects the chain of `descriptors`, which somebody else has read. It must end with the last.
+pub(super) fn walk_list<M: GuestMemory>(
+    memory: &M,
+    indirect_desc: bool,
+    descriptors: &[RingDescriptor],
+    chain: &mut Chain,
+) -> Result<Walked, Broken> {
+    chain.clear();
+    let tail = |descriptor: &RingDescriptor| {
+        let RingDescriptor {
+            address,
+            len,
+            id,
+            flags,
+        } = *descriptor;
+        (Tail { len, id, flags }, address)
+    };
+    let Some((first, address)) = descriptors.first().map(tail) else {
+        return Err(Broken::Endless);
+    };
+    if first.is_indirect() && !first.has_next() && indirect_desc {
+        let walked = Walked {
+            descriptors: 1,
+            id: first.id,
+        };
+        return match walk_table(memory, first, address, chain) {
+            Ok(()) => Ok(walked),
+            Err(fault) => Err(Broken::Chain { walked, fault }),
+        };
+    }
+    let limit = u16::try_from(descriptors.len()).unwrap_or(u16::MAX);
+    walk_ring(indirect_desc, first, address, limit, chain, |ahead| {
+        // Below the limit, so there is one.
+        descriptors
+            .get(usize::from(ahead))
+            .map_or((first, address), tail)
     })
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod descriptor;
 pub(crate) mod layout;
 pub(crate) mod notification;
+mod reclaim;
 mod reorder;
 pub(crate) mod rings;
 mod walk;
