@@ -152,6 +152,7 @@ impl Disk {
                 call: Some(Box::new(call.try_clone()?)),
                 err: None,
                 enabled: true,
+                inflight: None,
             },
         )?;
         let mut poll = EventPoll::new(1)?;

@@ -113,6 +113,7 @@ pub(crate) struct ThreadParts<M: GuestMemoryBackend> {
     pub(crate) number: Peer,
     pub(crate) desks: Arc<Desks<Stopper>>,
     pub(crate) paused: bool,
+    pub(crate) marks_dirty: bool,
     pub(crate) writeback: bool,
 }
 
@@ -169,9 +170,12 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             number,
             desks,
             paused,
+            marks_dirty,
             writeback,
         } = parts;
-        let executor = Executor::new(&device, Arc::clone(&counters), Arc::clone(&queue_counters))?;
+        let mut executor =
+            Executor::new(&device, Arc::clone(&counters), Arc::clone(&queue_counters))?;
+        executor.set_marks_dirty(marks_dirty);
         if let Some(fd) = executor.ioq().completion_fd() {
             poll.add(fd, COMPLETIONS)?;
         }
@@ -361,12 +365,16 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     /// Ends what was waiting for requests to complete. True if the thread is to exit.
     fn settle(&mut self) -> bool {
         for index in 0..self.queues.len() {
+            let on_hold = self.on_hold();
             let drained = |queue: &mut Box<QueueState<M>>| {
-                queue.stopping.is_some() && queue.ring.in_flight() == 0
+                // What a predecessor has left is served before the end too, unless nothing may be.
+                queue.stopping.is_some()
+                    && queue.ring.queue().in_flight() == 0
+                    && (on_hold || !queue.may_fetch())
             };
             if let Some(mut queue) = self.queues[index].take_if(drained) {
                 self.unwatch(&mut queue);
-                let base = queue.ring.base();
+                let base = queue.ring.queue().base();
                 if let Some(reply) = queue.stopping.take() {
                     // Nobody waiting any more is no reason to fail.
                     let _ = reply.send(Some(base));
@@ -419,7 +427,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         for queue in self.queues.iter_mut().flatten() {
             // A starved queue is fetched from when a completion has made room, kick or no kick.
             if queue.may_fetch() && !queue.armed && !queue.starved {
-                queue.armed = queue.ring.enable_notification();
+                queue.armed = queue.ring.notifications().enable_notification();
                 all_empty &= queue.armed;
             }
         }

@@ -11,7 +11,7 @@ use event_poll::{EventNotifier, EventPoll, Stopper};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use vm_memory::GuestMemoryBackend;
-use vring::{Queue, QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures};
+use vring::{QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures};
 
 pub use self::error::{ConfigError, Gone, QueueError, StopError};
 
@@ -19,6 +19,7 @@ use crate::counters::{CounterSnapshot, Counters, QueueCounters, QueueSnapshot};
 use crate::data_thread::peers::Desks;
 use crate::data_thread::{CacheFeatures, Command, DataThread, QueueParts, StartError, ThreadParts};
 use crate::device::Device;
+use crate::inflight::{InflightQueue, TrackedError, TrackedQueue};
 use crate::lifetime::LifetimeWatch;
 use crate::notifier::Notifier;
 use crate::request::Accepted;
@@ -42,6 +43,10 @@ pub struct QueueSetup {
     pub err: Option<Box<dyn Notifier>>,
     /// Whether to serve at once, or only after [`DataPlane::enable_queue`].
     pub enabled: bool,
+    /// Where to keep a record of the requests in flight, for a successor of this process. If a predecessor
+    /// has left one there, the queue goes on where that says and not at `base`, and serves what was in
+    /// flight first.
+    pub inflight: Option<InflightQueue>,
 }
 
 impl std::fmt::Debug for QueueSetup {
@@ -93,6 +98,7 @@ impl std::fmt::Debug for QueueSetup {
 ///     call: Some(Box::new(call.try_clone()?)),
 ///     err: None,
 ///     enabled: true,
+///     inflight: None,
 /// })?;
 ///
 /// driver.add_chain(&[header], &[id_and_status])?;
@@ -121,6 +127,7 @@ pub struct DataPlane<M: GuestMemoryBackend + Send + Sync + 'static> {
     /// Of each queue.
     queue_counters: Arc<[QueueCounters]>,
     paused: bool,
+    marks_dirty: bool,
     /// The configuration space's `writeback`.
     writeback: bool,
     _lifetime: Option<LifetimeWatch>,
@@ -173,6 +180,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
                 .map(|_| QueueCounters::default())
                 .collect(),
             paused: false,
+            marks_dirty: true,
             writeback: true,
             _lifetime: watch.transpose().map_err(StartError::Thread)?,
         };
@@ -202,6 +210,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             number: place,
             desks: Arc::clone(&self.desks),
             paused: self.paused,
+            marks_dirty: self.marks_dirty,
             writeback: self.writeback,
         };
         let cpu = self.device.cpu_of(number);
@@ -282,8 +291,14 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             features: RingFeatures::from_virtio(setup.features),
             base: setup.base,
         };
+        let memory = Arc::clone(&self.memory);
+        let ring = TrackedQueue::start(memory, &config, setup.inflight.as_ref());
+        let ring = ring.map_err(|error| match error {
+            TrackedError::Inflight(error) => QueueError::Inflight(error),
+            TrackedError::Start(error) => QueueError::Ring(error),
+        })?;
         let parts = Box::new(QueueParts {
-            ring: Queue::start(Arc::clone(&self.memory), &config)?,
+            ring,
             addresses: setup.addresses,
             kick: setup.kick,
             call: setup.call,
@@ -404,6 +419,18 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             rings: rings.next().unwrap_or_default(),
             reply,
         })
+    }
+
+    /// Whether what the kernel writes to guest memory is marked in its dirty bitmap, if it has one; it is from
+    /// the start. Turned off, reads do without looking the bitmap up: for as long as nobody copies guest memory.
+    /// Holds for every request that completes after this has returned. What is written other than by the kernel
+    /// is always marked.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub fn mark_dirty_pages(&mut self, marks: bool) -> Result<(), Gone> {
+        self.marks_dirty = marks;
+        self.ask_all(|reply| Command::SetMarksDirty { marks, reply })
     }
 
     /// Waits until nothing is in flight on any queue, fetching nothing meanwhile; then goes on, unless

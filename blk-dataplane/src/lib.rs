@@ -39,6 +39,7 @@ mod data_thread;
 mod dataplane;
 mod device;
 mod image;
+mod inflight;
 mod lifetime;
 mod notifier;
 mod ranges;
@@ -67,6 +68,7 @@ pub use device::{
 /// the guest's memory ends the process; with it, requests and rings in that memory fail.
 pub use hostmem::SigbusGuard;
 pub use image::{BufferedReason, Caching, Image, ImageError, ImageOptions, LockHolder};
+pub use inflight::{InflightError, InflightQueue, InflightRegion};
 /// What [`DeviceOptions::engine`] chooses among.
 pub use ioq::Engine;
 pub use notifier::Notifier;

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use hostmem::SigbusGuard;
 use ioq::{AlignedBuf, Durability, IoQueue};
 use libc::iovec;
-use vm_memory::{GuestMemoryBackend, GuestMemoryError};
+use vm_memory::bitmap::{Bitmap, MS};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vring::Segment;
 
 use super::SlotId;
@@ -102,6 +103,8 @@ struct Slot<M> {
 #[derive(Debug)]
 pub(super) struct GuestBuffers<M> {
     iovecs: Box<[iovec]>,
+    /// The guest address of each iovec, to mark what the kernel has written as dirty.
+    addresses: Box<[u64]>,
     slots: Box<[Slot<M>]>,
     alignment: Alignment,
 }
@@ -113,6 +116,7 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         Self {
             // SAFETY: all zeroes is a valid iovec: a null pointer and length 0.
             iovecs: unsafe { iovecs.assume_init() },
+            addresses: vec![0; slots * SLOT_STRIDE].into_boxed_slice(),
             slots: (0..slots)
                 .map(|_| Slot {
                     count: 0,
@@ -134,6 +138,7 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
     ) -> Result<usize, NotInPlace> {
         let base = slot.index() * SLOT_STRIDE;
         let iovecs = &mut self.iovecs[base..base + MAX_SEGMENTS_PER_REQUEST];
+        let addresses = &mut self.addresses[base..base + MAX_SEGMENTS_PER_REQUEST];
         let entry = &mut self.slots[slot.index()];
         entry.count = 0;
         entry.memory = None;
@@ -159,7 +164,8 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
             left -= take;
             // A u32 length fits usize on the 64-bit hosts this runs on.
             let take = usize::try_from(take).map_err(|_| NotInPlace::Unmapped)?;
-            for slice in memory.map().get_slices(vm_memory::GuestAddress(addr), take) {
+            let mut addr = addr;
+            for slice in memory.map().get_slices(GuestAddress(addr), take) {
                 let slice = slice.map_err(|error| match error {
                     GuestMemoryError::IOError(_) => NotInPlace::Lost,
                     _ => NotInPlace::Unmapped,
@@ -175,8 +181,11 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
                         iov_base: iov_base.cast(),
                         iov_len: slice.len(),
                     };
+                    addresses[count] = addr;
                     count += 1;
                 }
+                // No overflow: the slices are parts of a range that was found.
+                addr = addr.wrapping_add(slice.len() as u64);
             }
         }
         debug_assert_eq!(left, 0, "the range goes past the segments");
@@ -195,6 +204,30 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         self.iovecs[base..base + self.slots[slot.index()].count]
             .iter()
             .any(|iovec| SigbusGuard::is_lost(iovec.iov_base.cast(), iovec.iov_len))
+    }
+
+    /// Marks a slot's memory as written to, where its map keeps account of that. To be called after the
+    /// kernel is done and before the guest is told.
+    pub(super) fn mark_dirty(&self, slot: SlotId) {
+        // A map without a bitmap has one of no size, and then this compiles to nothing.
+        if size_of::<MS<'_, M>>() == 0 {
+            return;
+        }
+        let entry = &self.slots[slot.index()];
+        let Some(memory) = &entry.memory else {
+            return;
+        };
+        let base = slot.index() * SLOT_STRIDE;
+        let parts = base..base + entry.count;
+        for (iovec, &addr) in self.iovecs[parts.clone()]
+            .iter()
+            .zip(&self.addresses[parts])
+        {
+            // Found before, and gone only if it was lost.
+            if let Ok(slice) = memory.map().get_slice(GuestAddress(addr), iovec.iov_len) {
+                slice.bitmap().mark_dirty(0, iovec.iov_len);
+            }
+        }
     }
 
     /// Lets go of a slot's memory map.

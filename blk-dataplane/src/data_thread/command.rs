@@ -6,12 +6,13 @@ use crossbeam_channel::Sender;
 use event_poll::{EventNotifier, Token};
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
-use vring::{Queue, RingAddresses, RingBase};
+use vring::{RingAddresses, RingBase};
 
 use super::buffers::MemoryRef;
 use super::queue::QueueState;
 use super::{AfterDrain, DataThread, Drain};
 use crate::device::bit;
+use crate::inflight::TrackedQueue;
 use crate::notifier::Notifier;
 use crate::request::Accepted;
 
@@ -24,7 +25,7 @@ const NOWHERE: RingAddresses = RingAddresses {
 
 /// A queue ready to run.
 pub(crate) struct QueueParts<M: GuestMemoryBackend> {
-    pub(crate) ring: Queue<M>,
+    pub(crate) ring: TrackedQueue<M>,
     pub(crate) addresses: RingAddresses,
     pub(crate) kick: EventNotifier,
     pub(crate) call: Option<Box<dyn Notifier>>,
@@ -98,6 +99,11 @@ pub(crate) enum Command<M: GuestMemoryBackend> {
         rings: Vec<(u16, Option<RingAddresses>)>,
         reply: Sender<()>,
     },
+    /// Whether what the kernel writes to guest memory is to be marked as dirty. Replies when it is so.
+    SetMarksDirty {
+        marks: bool,
+        reply: Sender<()>,
+    },
     /// Replies when every write that completes from then on heeds it.
     SetWriteback {
         writeback: bool,
@@ -155,7 +161,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             Command::SetErr { index, err, reply } => {
                 if let Some(queue) = self.queue(index) {
                     queue.err = err;
-                    if queue.ring.fault().is_some() {
+                    if queue.ring.queue().fault().is_some() {
                         queue.signal_error();
                     }
                 }
@@ -167,6 +173,10 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 reply,
             } => {
                 self.update_memory(&memory, rings);
+                let _ = reply.send(());
+            }
+            Command::SetMarksDirty { marks, reply } => {
+                self.executor.set_marks_dirty(marks);
                 let _ = reply.send(());
             }
             Command::SetWriteback { writeback, reply } => {

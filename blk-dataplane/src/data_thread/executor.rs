@@ -127,6 +127,8 @@ pub(super) struct Executor<M> {
     /// `fdatasync` operations under way.
     syncs: usize,
     write_back: Arc<WriteBack>,
+    /// Whether anybody looks at the dirty bitmap, if guest memory has one.
+    marks_dirty: bool,
     /// Losses of memory in this process by the last pass. While it is the same, what was looked up
     /// since then is there.
     losses: usize,
@@ -203,6 +205,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             unsynced: None,
             syncs: 0,
             write_back: Arc::clone(device.write_back()),
+            marks_dirty: true,
             losses: SigbusGuard::losses(),
             geometry: device.geometry(),
             capacity: device.capacity_in_force(),
@@ -237,6 +240,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
         } else {
             Armed::Reap
         }
+    }
+
+    /// Whether what the kernel writes to guest memory is to be marked as dirty. Of requests that end from
+    /// then on.
+    pub(super) fn set_marks_dirty(&mut self, marks: bool) {
+        self.marks_dirty = marks;
     }
 
     pub(super) fn set_losses(&mut self, losses: usize) {

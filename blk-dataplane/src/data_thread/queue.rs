@@ -5,16 +5,17 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use event_poll::EventNotifier;
 use vm_memory::GuestMemoryBackend;
-use vring::{Chain, Head, PopError, Queue, RingAddresses, RingBase};
+use vring::{Chain, Head, PopError, RingAddresses, RingBase};
 
 use super::{CacheFeatures, Notifier};
 use crate::counters::{Counters, RequestCounters};
+use crate::inflight::TrackedQueue;
 use crate::request::Accepted;
 
 pub(super) struct QueueState<M: GuestMemoryBackend> {
     /// Its number on the device.
     pub(super) index: u16,
-    pub(super) ring: Queue<M>,
+    pub(super) ring: TrackedQueue<M>,
     /// Where the ring lies in the memory map in force.
     pub(super) addresses: RingAddresses,
     /// Watched by the data thread's loop while it is here.
@@ -30,7 +31,7 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     pub(super) armed: bool,
     /// There may be more in the ring, but no room for it.
     pub(super) starved: bool,
-    /// Whoever waits for the queue to stop. Set: no more fetching.
+    /// Whoever waits for the queue to stop. Set: no more fetching, but of what a predecessor has left.
     pub(super) stopping: Option<Sender<Option<RingBase>>>,
     unpublished: bool,
 }
@@ -42,7 +43,7 @@ impl<M: GuestMemoryBackend> std::fmt::Debug for QueueState<M> {
             .field("enabled", &self.enabled)
             .field("armed", &self.armed)
             .field("starved", &self.starved)
-            .field("in_flight", &self.ring.in_flight())
+            .field("in_flight", &self.ring.queue().in_flight())
             .finish_non_exhaustive()
     }
 }
@@ -58,7 +59,7 @@ pub(super) enum Fetched {
 impl<M: GuestMemoryBackend> QueueState<M> {
     pub(super) fn new(
         index: u16,
-        ring: Queue<M>,
+        ring: TrackedQueue<M>,
         addresses: RingAddresses,
         cache: CacheFeatures,
         accepted: Accepted,
@@ -81,7 +82,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
     }
 
     pub(super) fn may_fetch(&self) -> bool {
-        self.enabled && self.stopping.is_none()
+        self.enabled && (self.stopping.is_none() || self.ring.has_left())
     }
 
     pub(super) fn pop(
@@ -90,6 +91,9 @@ impl<M: GuestMemoryBackend> QueueState<M> {
         counters: &Counters,
         of_queue: &RequestCounters,
     ) -> Fetched {
+        if self.stopping.is_some() && !self.ring.has_left() {
+            return Fetched::Nothing;
+        }
         match self.ring.pop(chain) {
             Ok(Some(head)) => {
                 self.disarm();
@@ -115,7 +119,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
     /// Looks the ring up again, after memory was lost somewhere. If it was the ring's, it latches a
     /// fault that the next pop reports.
     pub(super) fn check_memory(&mut self) {
-        let memory = Arc::clone(self.ring.memory());
+        let memory = Arc::clone(self.ring.queue().memory());
         if let Err(error) = self.ring.set_memory(memory, self.addresses)
             && !matches!(error, vring::StartError::RingLost)
         {
@@ -125,7 +129,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
 
     /// While the ring is being fetched from, kicks tell nothing new.
     fn disarm(&mut self) {
-        self.ring.disable_notification();
+        self.ring.notifications().disable_notification();
         self.armed = false;
     }
 
@@ -151,7 +155,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
             return;
         }
         self.ring.publish();
-        if self.ring.should_notify() {
+        if self.ring.notifications().should_notify() {
             self.interrupt(counters);
         }
     }

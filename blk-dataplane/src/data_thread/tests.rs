@@ -19,7 +19,7 @@ fn queue_parts(memory: &Arc<Memory>, cache: CacheFeatures) -> Box<QueueParts<Mem
         base: RingBase::Split { next_avail: 0 },
     };
     Box::new(QueueParts {
-        ring: Queue::start(Arc::clone(memory), &config).unwrap(),
+        ring: Queue::start(Arc::clone(memory), &config).unwrap().into(),
         addresses: config.addresses,
         kick: EventNotifier::new().unwrap(),
         call: None,
@@ -49,6 +49,7 @@ fn b30_writes_are_write_through_while_any_running_queue_needs_it() {
         number: 0,
         desks: Arc::new(Desks::new(1)),
         paused: false,
+        marks_dirty: true,
         writeback: true,
     })
     .unwrap();

@@ -1,6 +1,7 @@
 //! What can go wrong with a running device.
 
 use crate::data_thread::StartError;
+use crate::inflight::InflightError;
 
 /// Why a queue did not start, or a running one could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum QueueError {
     /// The ring does not lie in guest memory as it must. The guest's or front-end's fault.
     #[error(transparent)]
     Ring(#[from] vring::StartError),
+    /// The record of requests in flight cannot be used for the ring. The front-end's fault.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     /// The kick descriptor cannot be waited on. The front-end's or host's fault.
     #[error(transparent)]
     Kick(#[from] event_poll::Error),

@@ -34,6 +34,7 @@ fn thread_starts_with_the_first_queue_it_serves() {
         call: None,
         err: None,
         enabled: true,
+        inflight: None,
     };
     assert_eq!(running(&plane), [true, false, false]);
     plane.start_queue(3, setup(0)).unwrap();

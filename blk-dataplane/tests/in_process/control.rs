@@ -57,6 +57,7 @@ impl Wiring {
             call: Some(Box::new(self.call.try_clone().unwrap())),
             err: None,
             enabled: true,
+            inflight: None,
         }
     }
 }

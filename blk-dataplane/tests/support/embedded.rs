@@ -46,6 +46,7 @@ pub(crate) fn setup(queue: &GuestQueue, base: impl Start) -> QueueSetup {
         call: Some(call),
         err: Some(err),
         enabled: true,
+        inflight: None,
     }
 }
 

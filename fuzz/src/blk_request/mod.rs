@@ -118,6 +118,7 @@ impl<'a> Rig<'a> {
                 self.err.try_clone().expect("descriptors are left"),
             )),
             enabled: true,
+            inflight: None,
         };
         self.served
             .plane

@@ -98,6 +98,11 @@ impl<M: GuestMemoryBackend> Executor<M> {
             let Some(request) = self.slots.release(slot) else {
                 return;
             };
+            // Of a read that failed too: part of it may have been written. Bounced data is copied through
+            // vm-memory, which marks it.
+            if self.marks_dirty && matches!(request.work, Work::Read) {
+                self.buffers.mark_dirty(slot);
+            }
             // The kernel may have gone on where the memory had not been noticed to be gone.
             let lost = losses != request.losses && self.buffers.is_lost(slot);
             self.buffers.clear(slot);

@@ -239,6 +239,7 @@ impl Simulation {
                 number,
                 desks,
                 paused: false,
+                marks_dirty: true,
                 writeback: true,
             };
             SimThread {
@@ -293,7 +294,9 @@ impl Simulation {
             base: RingBase::Split { next_avail: base },
         };
         let parts = QueueParts {
-            ring: vring::Queue::start(Arc::clone(&self.memory), &config).unwrap(),
+            ring: vring::Queue::start(Arc::clone(&self.memory), &config)
+                .unwrap()
+                .into(),
             addresses,
             kick: EventNotifier::new().unwrap(),
             call: None,
@@ -383,7 +386,7 @@ impl Simulation {
             };
             let was = self.popped[index].now;
             let low = u16::try_from(was & 0xffff).unwrap();
-            let now = was + u64::from(next_avail(state.ring.base()).wrapping_sub(low));
+            let now = was + u64::from(next_avail(state.ring.queue().base()).wrapping_sub(low));
             self.queues[index].flushes_cover(was, now, &before);
             self.queues[index].flushes_cover_own(was, now);
             self.popped[index].now = now;

@@ -87,6 +87,7 @@ impl Backend {
             call: duplicate(vring.call.as_ref())?,
             err: duplicate(vring.err.as_ref())?,
             enabled: vring.enabled || enabled_at_once,
+            inflight: None,
         };
         self.plane
             .start_queue(index, setup)
