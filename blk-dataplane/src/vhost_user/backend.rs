@@ -16,9 +16,12 @@ use super::request::Request;
 use super::vring_state::VringState;
 use crate::capacity::ConfigSubscription;
 use crate::dataplane::{DataPlane, StopError};
+use crate::inflight::InflightRegion;
 
 /// Protocol features offered: each is served in full.
 const PROTOCOL_FEATURES: u64 = protocol::MQ
+    | protocol::LOG_SHMFD
+    | protocol::INFLIGHT_SHMFD
     | protocol::CONFIG
     | protocol::REPLY_ACK
     | protocol::BACKEND_REQ
@@ -49,6 +52,8 @@ pub(super) struct Backend {
     status: u8,
     /// Of written pages; in force if the features say so.
     log: Option<Arc<DirtyLog>>,
+    /// Where requests in flight are recorded, if the front-end keeps such a record.
+    inflight: Option<InflightRegion>,
 }
 
 /// A message was refused, and nothing has changed.
@@ -92,13 +97,15 @@ impl From<Reply> for Answer {
 impl Backend {
     /// A device whose front-end has said nothing yet. `plane` has no queue and an empty memory map.
     pub(super) fn new(
-        plane: DataPlane<MemoryMap>,
+        mut plane: DataPlane<MemoryMap>,
         memory: Arc<MemoryMap>,
         handed: Arc<Handed>,
     ) -> Self {
         let vrings = (0..plane.device().num_queues())
             .map(|_| VringState::default())
             .collect();
+        // Until there is a log. If it fails, so does whatever comes first.
+        let _ = plane.mark_dirty_pages(false);
         Self {
             plane,
             memory,
@@ -110,6 +117,7 @@ impl Backend {
             features_refused: false,
             status: 0,
             log: None,
+            inflight: None,
         }
     }
 
@@ -140,7 +148,7 @@ impl Backend {
     }
 
     fn offered(&self) -> u64 {
-        self.plane.device().features() | feature::PROTOCOL_FEATURES
+        self.plane.device().features() | feature::PROTOCOL_FEATURES | feature::LOG_ALL
     }
 
     /// Does what a message says, or nothing. Messages that concern the session alone do not come here.

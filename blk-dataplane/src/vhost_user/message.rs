@@ -106,7 +106,6 @@ pub(super) enum Reply {
     /// Where the log of written pages lies, as it was asked for.
     Log { size: u64, offset: u64 },
     /// Where requests in flight are recorded; a descriptor goes with it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "not offered yet"))]
     Inflight {
         area: InflightArea,
         /// Whether the front-end's structure ends with the padding that a C compiler gives it.

@@ -70,6 +70,7 @@ impl Backend {
         let enabled_at_once = !self.has_protocol_features();
         let features = self.features;
         let memory = Arc::clone(&self.memory);
+        let inflight = self.inflight.as_ref().and_then(|all| all.queue(index));
         let (_, vring) = self.vring(u32::from(index))?;
         // Row R11.
         let missing = |what| Refused::because(format!("vring {index} has no {what} yet"));
@@ -87,7 +88,7 @@ impl Backend {
             call: duplicate(vring.call.as_ref())?,
             err: duplicate(vring.err.as_ref())?,
             enabled: vring.enabled || enabled_at_once,
-            inflight: None,
+            inflight,
         };
         self.plane
             .start_queue(index, setup)

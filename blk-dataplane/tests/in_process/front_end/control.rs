@@ -93,7 +93,7 @@ fn c7_protocol_features_that_were_not_offered_are_refused() {
     let served = serve();
     let front = ready(&served);
     let mut wire = front.wire();
-    for bit in [2u64, 4, 6, 8, 10, 12, 20, 63] {
+    for bit in [2u64, 4, 6, 8, 10, 11, 20, 63] {
         // REPLY_ACK stays, or the refusal could not be heard.
         let features: u64 = 1 << 3 | 1 << bit;
         assert!(!wire.acknowledged(SET_PROTOCOL_FEATURES, &features.to_le_bytes(), &[]));
@@ -158,16 +158,17 @@ fn offers_what_the_device_does_and_no_more() {
         let served = Served::new(device);
         let mut wire = served.wire();
         let features = wire.ask(GET_FEATURES, &[]).value();
-        // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, MQ, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1,
-        // RING_PACKED.
-        let bits = [2, 6, 9, 10, 12, 28, 29, 30, 32, 34];
+        // SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, MQ, LOG_ALL, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES,
+        // VERSION_1, RING_PACKED.
+        let bits = [2, 6, 9, 10, 12, 26, 28, 29, 30, 32, 34];
         let expected = bits.iter().fold(0, |mask, bit| mask | 1 << bit);
         // RO, or else CONFIG_WCE, DISCARD, WRITE_ZEROES.
         let writes = 1 << 11 | 1 << 13 | 1 << 14;
         assert_eq!(features, expected | if read_only { 1 << 5 } else { writes });
         let protocol = wire.ask(GET_PROTOCOL_FEATURES, &[]).value();
-        // MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
-        let bits = [0, 3, 5, 9, 13, 15, 16];
+        // MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS,
+        // STATUS.
+        let bits = [0, 1, 3, 5, 9, 12, 13, 15, 16];
         assert_eq!(protocol, bits.iter().fold(0, |mask, bit| mask | 1 << bit));
         drop(wire);
 

@@ -7,6 +7,7 @@ mod fds;
 mod framing;
 mod lifecycle;
 mod memory_table;
+mod recovery;
 mod ring_setup;
 mod serving;
 
