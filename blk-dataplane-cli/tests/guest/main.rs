@@ -23,3 +23,4 @@ mod fio;
 mod releasing;
 mod resizing;
 mod stable_storage;
+mod trouble;
