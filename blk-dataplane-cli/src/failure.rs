@@ -155,6 +155,9 @@ pub(crate) fn start_failure(error: &StartError) -> Failure {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     let mut remedy = match error {
         StartError::IoQueue(_) => "; fewer data threads (--num-threads) need less",
+        StartError::Thread(_) => {
+            "; raise the limit of threads (ulimit -u, TasksMax=), or give fewer (--num-threads)"
+        }
         _ => "",
     };
     while let Some(error) = cause {
@@ -194,5 +197,51 @@ pub(crate) fn bind_failure(error: &BindError) -> Failure {
             "--socket-path: {error}; check that its directory exists and may be written to, or choose another \
              --socket-path"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those that a test of the program cannot bring about everywhere.
+    #[test]
+    fn what_the_host_refuses_comes_with_a_remedy() {
+        let mounted = ImageError::InUseByHost {
+            path: "/dev/sdz".into(),
+        };
+        let locks = ImageError::Lock {
+            path: "/mnt/disk".into(),
+            source: Errno::ENOLCK.into(),
+        };
+        let read_only = ImageError::Open {
+            path: "/mnt/disk".into(),
+            source: Errno::EROFS.into(),
+        };
+        for (error, code, parts) in [
+            (
+                mounted,
+                EXIT_USAGE,
+                ["/dev/sdz", "unmount", "--force-share"],
+            ),
+            (locks, EXIT_HOST, ["/mnt/disk", "no locks", "--force-share"]),
+            (
+                read_only,
+                EXIT_HOST,
+                ["/mnt/disk", "Read-only", "--read-only"],
+            ),
+        ] {
+            let failure = image_failure(&error);
+            assert_eq!(failure.code, code, "{}", failure.message);
+            for part in ["--blk-file"].iter().chain(&parts) {
+                assert!(
+                    failure.message.contains(part),
+                    "{part}: {}",
+                    failure.message
+                );
+            }
+        }
+        let threads = start_failure(&StartError::Thread(Errno::EAGAIN.into()));
+        assert!(threads.message.contains("ulimit -u"), "{}", threads.message);
     }
 }
