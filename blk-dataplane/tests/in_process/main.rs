@@ -17,6 +17,7 @@ mod fairness;
 mod framing;
 #[cfg(feature = "vhost-user")]
 mod front_end;
+mod hostile_chains;
 mod image;
 #[cfg(feature = "vhost-user")]
 mod listening;
