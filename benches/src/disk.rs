@@ -148,7 +148,7 @@ impl Disk {
                 addresses,
                 base: RingBase::fresh(features),
                 features: FEATURES,
-                kick: kick.try_clone()?,
+                kick: Some(kick.try_clone()?),
                 call: Some(Box::new(call.try_clone()?)),
                 err: None,
                 enabled: true,

@@ -54,6 +54,9 @@ use crate::notifier::Notifier;
 /// while the other is fetched.
 const BATCH_MAX: usize = 128;
 
+/// Longest sleep of a thread that serves a queue which nobody kicks: what epoll_wait(2) can tell apart.
+const POLLED_INTERVAL: Duration = Duration::from_millis(1);
+
 /// Events taken per wait; the rest come with the next.
 const EVENTS_MAX: usize = 64;
 
@@ -426,7 +429,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         let mut all_empty = true;
         for queue in self.queues.iter_mut().flatten() {
             // A starved queue is fetched from when a completion has made room, kick or no kick.
-            if queue.may_fetch() && !queue.armed && !queue.starved {
+            if queue.may_fetch() && !queue.armed && !queue.starved && !queue.polled {
                 queue.armed = queue.ring.notifications().enable_notification();
                 all_empty &= queue.armed;
             }
@@ -440,8 +443,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             return;
         }
         self.counters.sleeps.add(1);
-        let needs_retry = self.executor.ioq().needs_retry();
-        let timeout = needs_retry.then_some(RETRY_DELAY).or(self.sleep_max);
+        let timeout = self.longest_sleep();
         let events = self.poll.wait(timeout);
         self.seat.get_up();
         let events = match events {
@@ -472,6 +474,16 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         for index in dead_kicks.into_iter().flatten() {
             self.drop_kick(index);
         }
+    }
+
+    /// `None`: until something happens.
+    fn longest_sleep(&self) -> Option<Duration> {
+        let polled = |queue: &QueueState<M>| queue.polled && queue.may_fetch() && !queue.starved;
+        if !self.on_hold() && self.queues.iter().flatten().any(|queue| polled(queue)) {
+            return Some(POLLED_INTERVAL);
+        }
+        let needs_retry = self.executor.ioq().needs_retry();
+        needs_retry.then_some(RETRY_DELAY).or(self.sleep_max)
     }
 
     /// Stops watching a kick descriptor that cannot be read: level-triggered, it would wake the

@@ -36,7 +36,10 @@ pub struct QueueSetup {
     pub features: u64,
     /// Signalled by the guest's kicks (an ioeventfd). Queues may share one if the same data thread serves
     /// them: whichever thread looks first takes a kick from all others.
-    pub kick: EventNotifier,
+    ///
+    /// `None`: the guest does not kick, and the data thread looks by itself, at least once in a millisecond. A
+    /// thread that serves such a queue wakes that often though there is nothing to do.
+    pub kick: Option<EventNotifier>,
     /// Interrupts the guest (an irqfd, or a [`Notifier`] of the VMM's own). `None`: the guest polls.
     pub call: Option<Box<dyn Notifier>>,
     /// Signalled once if the guest breaks the ring.
@@ -94,7 +97,7 @@ impl std::fmt::Debug for QueueSetup {
 ///     addresses,
 ///     base: vring::RingBase::fresh(features),
 ///     features: 1 << 32,
-///     kick: kick.try_clone()?,
+///     kick: Some(kick.try_clone()?),
 ///     call: Some(Box::new(call.try_clone()?)),
 ///     err: None,
 ///     enabled: true,
@@ -356,11 +359,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
             .tell(Command::EnableQueue { index, enabled })?)
     }
 
-    /// Replaces a running queue's kick notifier. No kick is lost: the ring is looked at.
+    /// Replaces a running queue's kick notifier, or has its ring looked at without one. No kick is lost: the ring is
+    /// looked at.
     ///
     /// # Errors
     /// As [`start_queue`](Self::start_queue); the old one stays in force then.
-    pub fn set_kick(&mut self, index: u16, kick: EventNotifier) -> Result<(), QueueError> {
+    pub fn set_kick(&mut self, index: u16, kick: Option<EventNotifier>) -> Result<(), QueueError> {
         self.check_running(index)?;
         Ok(self.ask(index, |reply| Command::SetKick { index, kick, reply })??)
     }

@@ -27,7 +27,8 @@ const NOWHERE: RingAddresses = RingAddresses {
 pub(crate) struct QueueParts<M: GuestMemoryBackend> {
     pub(crate) ring: TrackedQueue<M>,
     pub(crate) addresses: RingAddresses,
-    pub(crate) kick: EventNotifier,
+    /// `None`: nobody kicks.
+    pub(crate) kick: Option<EventNotifier>,
     pub(crate) call: Option<Box<dyn Notifier>>,
     pub(crate) err: Option<Box<dyn Notifier>>,
     pub(crate) enabled: bool,
@@ -80,7 +81,7 @@ pub(crate) enum Command<M: GuestMemoryBackend> {
     },
     SetKick {
         index: u16,
-        kick: EventNotifier,
+        kick: Option<EventNotifier>,
         reply: Sender<Result<(), event_poll::Error>>,
     },
     SetCall {
@@ -197,7 +198,9 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     }
 
     fn start_queue(&mut self, index: u16, parts: QueueParts<M>) -> Result<(), event_poll::Error> {
-        self.poll.add(&parts.kick, Token(u64::from(index)))?;
+        if let Some(kick) = &parts.kick {
+            self.poll.add(kick, Token(u64::from(index)))?;
+        }
         let mut queue = QueueState::new(
             index,
             parts.ring,
@@ -205,7 +208,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             parts.cache,
             parts.accepted,
         );
-        queue.kick = Some(parts.kick);
+        queue.polled = parts.kick.is_none();
+        queue.kick = parts.kick;
         queue.call = parts.call;
         queue.err = parts.err;
         queue.enabled = parts.enabled;
@@ -217,17 +221,26 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         Ok(())
     }
 
-    fn set_kick(&mut self, index: u16, kick: EventNotifier) -> Result<(), event_poll::Error> {
+    fn set_kick(
+        &mut self,
+        index: u16,
+        kick: Option<EventNotifier>,
+    ) -> Result<(), event_poll::Error> {
         let Some(place) = self.queues.get_mut(usize::from(index)) else {
             return Ok(());
         };
         let Some(mut queue) = place.take() else {
             return Ok(());
         };
-        let added = self.poll.add(&kick, Token(u64::from(index)));
+        let added = kick
+            .as_ref()
+            .map_or(Ok(()), |kick| self.poll.add(kick, Token(u64::from(index))));
         if added.is_ok() {
             self.unwatch(&mut queue);
-            queue.kick = Some(kick);
+            queue.polled = kick.is_none();
+            // What a guest that was polled puts into the ring from now on, it must be asked to announce.
+            queue.armed = false;
+            queue.kick = kick;
             // A kick sent to the old descriptor and not yet seen: the pass that follows looks.
         }
         self.queues[usize::from(index)] = Some(queue);

@@ -20,6 +20,8 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     pub(super) addresses: RingAddresses,
     /// Watched by the data thread's loop while it is here.
     pub(super) kick: Option<EventNotifier>,
+    /// Nobody kicks: the ring is looked at whenever the thread is awake, and that is every [`super::POLLED_INTERVAL`].
+    pub(super) polled: bool,
     pub(super) call: Option<Box<dyn Notifier>>,
     pub(super) err: Option<Box<dyn Notifier>>,
     /// Disabled queues keep their state and are not fetched from (vhost-user: SET_VRING_ENABLE).
@@ -69,6 +71,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
             ring,
             addresses,
             kick: None,
+            polled: false,
             call: None,
             err: None,
             enabled: false,

@@ -21,7 +21,7 @@ fn queue_parts(memory: &Arc<Memory>, cache: CacheFeatures) -> Box<QueueParts<Mem
     Box::new(QueueParts {
         ring: Queue::start(Arc::clone(memory), &config).unwrap().into(),
         addresses: config.addresses,
-        kick: EventNotifier::new().unwrap(),
+        kick: Some(EventNotifier::new().unwrap()),
         call: None,
         err: None,
         enabled: true,

@@ -30,7 +30,7 @@ fn thread_starts_with_the_first_queue_it_serves() {
             .addresses(),
         base: RingBase::Split { next_avail: 0 },
         features: 1 << 32,
-        kick: EventNotifier::new().unwrap(),
+        kick: Some(EventNotifier::new().unwrap()),
         call: None,
         err: None,
         enabled: true,

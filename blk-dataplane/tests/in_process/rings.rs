@@ -415,7 +415,9 @@ fn f7_kick_replaced_while_running_loses_no_kick() {
         // To the old one, right before it is replaced.
         queue.publish();
         let new = EventNotifier::new().unwrap();
-        vmm.plane.set_kick(0, new.try_clone().unwrap()).unwrap();
+        vmm.plane
+            .set_kick(0, Some(new.try_clone().unwrap()))
+            .unwrap();
         queue.kick = new;
         assert_eq!(queue.next().status, Some(OK));
         assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));

@@ -42,7 +42,7 @@ pub(crate) fn setup(queue: &GuestQueue, base: impl Start) -> QueueSetup {
         addresses: queue.addresses,
         base: base.base(),
         features: queue.features,
-        kick: queue.kick.try_clone().unwrap(),
+        kick: Some(queue.kick.try_clone().unwrap()),
         call: Some(call),
         err: Some(err),
         enabled: true,

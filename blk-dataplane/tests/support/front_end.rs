@@ -168,12 +168,16 @@ impl FrontEnd {
 
     /// Call, err and, which starts the ring, kick.
     pub(crate) fn set_notifiers(&self, queue: &GuestQueue) {
+        self.set_call_and_err(queue);
+        self.set_kick(queue).unwrap();
+    }
+
+    pub(crate) fn set_call_and_err(&self, queue: &GuestQueue) {
         let index = usize::from(queue.index);
         self.vhost
             .set_vring_call(index, &adopt(&queue.call))
             .unwrap();
         self.vhost.set_vring_err(index, &adopt(&queue.err)).unwrap();
-        self.set_kick(queue).unwrap();
     }
 
     pub(crate) fn set_kick(&self, queue: &GuestQueue) -> vhost::Result<()> {

@@ -26,6 +26,9 @@ pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
 pub(crate) const SET_VRING_ENABLE: u32 = 18;
 pub(crate) const GET_CONFIG: u32 = 24;
 
+/// In the word of kick, call and err: there is no descriptor.
+pub(crate) const NOFD: u64 = 1 << 8;
+
 /// Protocol version 1, the lowest two bits of a header's flags.
 pub(crate) const V1: u32 = 1;
 pub(crate) const REPLY: u32 = 4;

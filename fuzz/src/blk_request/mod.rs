@@ -110,7 +110,7 @@ impl<'a> Rig<'a> {
             addresses: self.addresses,
             base: self.base(),
             features: self.features,
-            kick: self.kick.try_clone().expect("descriptors are left"),
+            kick: Some(self.kick.try_clone().expect("descriptors are left")),
             call: Some(Box::new(
                 self.call.try_clone().expect("descriptors are left"),
             )),
@@ -237,7 +237,7 @@ impl<'a> Rig<'a> {
                 self.publish_and_kick();
                 self.kick = EventNotifier::new().expect("descriptors are left");
                 let kick = self.kick.try_clone().expect("descriptors are left");
-                self.served.plane.set_kick(0, kick).expect(told);
+                self.served.plane.set_kick(0, Some(kick)).expect(told);
             }
             Control::Nothing => self.publish_and_kick(),
         }

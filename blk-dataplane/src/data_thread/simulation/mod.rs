@@ -298,7 +298,7 @@ impl Simulation {
                 .unwrap()
                 .into(),
             addresses,
-            kick: EventNotifier::new().unwrap(),
+            kick: Some(EventNotifier::new().unwrap()),
             call: None,
             err: None,
             enabled: true,

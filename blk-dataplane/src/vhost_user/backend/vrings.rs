@@ -65,7 +65,7 @@ impl Backend {
         self.features & feature::PROTOCOL_FEATURES != 0
     }
 
-    fn start(&mut self, index: u16, kick: EventNotifier) -> Result<()> {
+    fn start(&mut self, index: u16, kick: Option<EventNotifier>) -> Result<()> {
         // Row C6.
         let enabled_at_once = !self.has_protocol_features();
         let features = self.features;
@@ -187,11 +187,8 @@ impl Backend {
 
     pub(super) fn set_vring_kick(&mut self, ring: VringFd<OwnedFd>) -> Result<()> {
         let (index, _) = self.vring(u32::from(ring.index))?;
-        // F4: a back-end may poll instead; this one does not spin on a ring nobody announces.
-        let fd = ring.fd.ok_or_else(|| {
-            Refused::because(format!("vring {index}: a kick descriptor is needed"))
-        })?;
-        let kick = notifier(fd)?;
+        // F4: without a descriptor the ring is looked at unasked.
+        let kick = ring.fd.map(notifier).transpose()?;
         if self.is_running(index) {
             return self.plane.set_kick(index, kick).map_err(Refused::because);
         }

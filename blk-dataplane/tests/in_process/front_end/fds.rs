@@ -2,21 +2,23 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use event_poll::EventNotifier;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use vhost::VhostBackend;
 
 use super::{assert_serves, ready, refused, serve, table};
 use crate::support::eventually;
 use crate::support::front_end::Served;
-use crate::support::queue::{FEATURES, GuestQueue};
+use crate::support::queue::{EVENT_IDX, FEATURES, GuestQueue};
 use crate::support::ram::GuestRam;
 use crate::support::request::{Framing, OK, Request};
 use crate::support::scratch::null_device;
 use crate::support::wire::{
-    Answer, NEED_REPLY, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_VRING_CALL, SET_VRING_ERR,
-    SET_VRING_KICK, SET_VRING_NUM, V1, message, vring_state,
+    Answer, NEED_REPLY, NOFD, PROTOCOL_FEATURES, SET_FEATURES, SET_MEM_TABLE, SET_OWNER,
+    SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, V1, message, vring_state,
 };
 
 #[test]
@@ -73,17 +75,92 @@ fn f3_more_descriptors_than_can_be_taken_end_the_connection() {
 }
 
 #[test]
-fn f4_call_without_a_descriptor_is_a_polling_guest_and_kick_without_one_is_refused() {
+fn f4_call_without_a_descriptor_is_a_polling_guest() {
     let served = serve();
     let mut front = ready(&served);
     let mut queue = front.queue(0, 16);
     let mut wire = front.wire();
-    assert!(wire.acknowledged(SET_VRING_CALL, &0x100u64.to_le_bytes(), &[]));
-    assert!(!wire.acknowledged(SET_VRING_KICK, &0x100u64.to_le_bytes(), &[]));
+    assert!(wire.acknowledged(SET_VRING_CALL, &NOFD.to_le_bytes(), &[]));
     let request = Request::read(0, 512);
     queue.add(&request, &Framing::joined());
     queue.publish();
     eventually("a completion", || queue.poll().is_some());
+    // With one again, it is told at once.
+    assert!(wire.acknowledged(SET_VRING_CALL, &0u64.to_le_bytes(), &[queue.call.as_fd()]));
+    assert_eq!(queue.answer(&request), (Some(OK), 513));
+}
+
+#[test]
+fn f4_kick_without_a_descriptor_is_a_ring_that_is_looked_at_unasked() {
+    let served = serve();
+    let mut front = ready(&served);
+    let mut wire = front.wire();
+    for features in [FEATURES, FEATURES & !EVENT_IDX] {
+        front
+            .vhost
+            .set_features(features | PROTOCOL_FEATURES)
+            .unwrap();
+        let mut queue = GuestQueue::new(&front.ram, 0, 16, features);
+        front.configure(&queue, 0);
+        front.set_call_and_err(&queue);
+        assert!(wire.acknowledged(SET_VRING_KICK, &NOFD.to_le_bytes(), &[]));
+        front.enable(&queue, true);
+        let request = Request::read(0, 512);
+        for round in 0..10 {
+            queue.add(&request, &Framing::joined());
+            queue.driver.publish();
+            assert!(
+                !queue.driver.needs_kick() || round == 0,
+                "nobody is to kick"
+            );
+            assert_eq!(queue.next().status, Some(OK));
+            if round % 3 == 0 {
+                // Long enough for the device to sleep.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        // Kicked from now on, and then no more.
+        front.set_kick(&queue).unwrap();
+        assert_eq!(queue.answer(&request), (Some(OK), 513));
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(queue.answer(&request), (Some(OK), 513));
+        assert!(wire.acknowledged(SET_VRING_KICK, &NOFD.to_le_bytes(), &[]));
+        queue.add(&request, &Framing::joined());
+        queue.driver.publish();
+        assert_eq!(queue.next().status, Some(OK));
+        // Disabled, it is not looked at.
+        front.enable(&queue, false);
+        queue.add(&request, &Framing::joined());
+        queue.driver.publish();
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(queue.poll().is_none());
+        front.enable(&queue, true);
+        assert_eq!(queue.next().status, Some(OK));
+        assert_eq!(front.stop(&queue), 14);
+    }
+}
+
+#[test]
+fn f4_f5_ring_word_with_reserved_bits_or_a_descriptor_too_many_or_few_is_refused() {
+    let served = serve();
+    let mut front = ready(&served);
+    let mut queue = front.queue(0, 16);
+    let mut wire = front.wire();
+    let event = EventNotifier::new().unwrap();
+    for code in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+        for bit in 9..64 {
+            for word in [1u64 << bit, 1 << bit | NOFD] {
+                let with_fd = [event.as_fd()];
+                let fds = if word & NOFD == 0 { &with_fd[..] } else { &[] };
+                assert!(!wire.acknowledged(code, &word.to_le_bytes(), fds), "{bit}");
+            }
+        }
+        assert!(!wire.acknowledged(code, &NOFD.to_le_bytes(), &[event.as_fd()]));
+        assert!(!wire.acknowledged(code, &0u64.to_le_bytes(), &[]));
+        assert!(!wire.acknowledged(code, &0u64.to_le_bytes(), &[event.as_fd(); 2]));
+    }
+    // Kick, call and err are what they were.
+    assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));
 }
 
 #[test]
