@@ -47,7 +47,7 @@ pub(crate) use self::command::{CacheFeatures, Command, QueueParts};
 
 use crate::counters::{Counters, QueueCounters};
 use crate::device::Device;
-use crate::notifier::Notifier;
+use crate::notifier::{Notifier, SharedNotifier};
 
 /// Chains fetched from one queue before the others, the completions and the control channel get
 /// their turn (hostile-inputs A11, Z4). Half the requests in flight: the kernel works on one half
@@ -158,6 +158,8 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     counters: Arc<Counters>,
     queue_counters: Arc<[QueueCounters]>,
     number: Peer,
+    /// Signalled when guest memory has been written to.
+    logged: Option<SharedNotifier>,
 }
 
 impl<M: GuestMemoryBackend> DataThread<M> {
@@ -202,6 +204,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             counters,
             queue_counters,
             number,
+            logged: None,
         })
     }
 
@@ -360,8 +363,16 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     /// One index store and at most one interrupt per queue that has something to tell.
     fn publish_all(&mut self) {
+        let mut published = false;
         for queue in self.queues.iter_mut().flatten() {
-            queue.publish(&self.counters);
+            published |= queue.publish(&self.counters);
+        }
+        // After the marks, which go before what the guest is told or with it.
+        if published
+            && let Some(logged) = &self.logged
+            && let Err(error) = logged.0.notify()
+        {
+            tracing::debug!(%error, "the log's descriptor cannot be signalled");
         }
     }
 

@@ -21,7 +21,7 @@ use crate::data_thread::{CacheFeatures, Command, DataThread, QueueParts, StartEr
 use crate::device::Device;
 use crate::inflight::{InflightQueue, TrackedError, TrackedQueue};
 use crate::lifetime::LifetimeWatch;
-use crate::notifier::Notifier;
+use crate::notifier::{Notifier, SharedNotifier};
 use crate::request::Accepted;
 
 /// Everything a queue needs to run.
@@ -131,6 +131,7 @@ pub struct DataPlane<M: GuestMemoryBackend + Send + Sync + 'static> {
     queue_counters: Arc<[QueueCounters]>,
     paused: bool,
     marks_dirty: bool,
+    logged: Option<SharedNotifier>,
     /// The configuration space's `writeback`.
     writeback: bool,
     _lifetime: Option<LifetimeWatch>,
@@ -184,6 +185,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
                 .collect(),
             paused: false,
             marks_dirty: true,
+            logged: None,
             writeback: true,
             _lifetime: watch.transpose().map_err(StartError::Thread)?,
         };
@@ -242,12 +244,19 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         // A thread that cannot start ends by itself.
         outcome.recv().map_err(|_| StartError::Ended)??;
         self.device.tally().add_thread(&counters);
-        self.threads[place] = Some(ThreadHandle {
+        let handle = ThreadHandle {
             commands,
             waker,
             thread,
             counters,
-        });
+        };
+        if let Some(notifier) = &self.logged {
+            let notifier = Some(notifier.clone());
+            // It has just started: it is there.
+            let told = handle.tell(Command::SetLogged { notifier });
+            debug_assert!(told.is_ok(), "{told:?}");
+        }
+        self.threads[place] = Some(handle);
         Ok(())
     }
 
@@ -435,6 +444,22 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     pub fn mark_dirty_pages(&mut self, marks: bool) -> Result<(), Gone> {
         self.marks_dirty = marks;
         self.ask_all(|reply| Command::SetMarksDirty { marks, reply })
+    }
+
+    /// Has `notifier` signalled after each batch in which guest memory was written to, when all of it has been
+    /// marked in the dirty bitmap: for whoever follows that. Vhost-user's `SET_LOG_FD`. As every
+    /// [`Notifier`] it must not block.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub fn signal_dirty(&mut self, notifier: Option<Arc<dyn Notifier + Sync>>) -> Result<(), Gone> {
+        self.logged = notifier.map(SharedNotifier);
+        let mut told = Ok(());
+        for thread in self.threads.iter().flatten() {
+            let notifier = self.logged.clone();
+            told = told.and(thread.tell(Command::SetLogged { notifier }));
+        }
+        told
     }
 
     /// Waits until nothing is in flight on any queue, fetching nothing meanwhile; then goes on, unless

@@ -1,6 +1,7 @@
 //! How the device tells a guest or front-end something.
 
 use std::io;
+use std::sync::Arc;
 
 use event_poll::EventNotifier;
 
@@ -19,5 +20,15 @@ pub trait Notifier: Send {
 impl Notifier for EventNotifier {
     fn notify(&self) -> io::Result<()> {
         Self::notify(self)
+    }
+}
+
+/// One that all data threads signal.
+#[derive(Clone)]
+pub(crate) struct SharedNotifier(pub(crate) Arc<dyn Notifier + Sync>);
+
+impl std::fmt::Debug for SharedNotifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedNotifier")
     }
 }

@@ -17,4 +17,5 @@ pub mod mem_table;
 mod naive_memory;
 mod naive_walk;
 mod pick;
+pub mod vhost_message;
 pub mod vring_split;

@@ -13,7 +13,7 @@ use super::queue::QueueState;
 use super::{AfterDrain, DataThread, Drain};
 use crate::device::bit;
 use crate::inflight::TrackedQueue;
-use crate::notifier::Notifier;
+use crate::notifier::{Notifier, SharedNotifier};
 use crate::request::Accepted;
 
 /// Addresses that no memory map holds: 16-aligned, and any ring there would wrap.
@@ -101,6 +101,10 @@ pub(crate) enum Command<M: GuestMemoryBackend> {
         reply: Sender<()>,
     },
     /// Whether what the kernel writes to guest memory is to be marked as dirty. Replies when it is so.
+    /// Signalled after each pass that has given something back to the guest.
+    SetLogged {
+        notifier: Option<SharedNotifier>,
+    },
     SetMarksDirty {
         marks: bool,
         reply: Sender<()>,
@@ -176,6 +180,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.update_memory(&memory, rings);
                 let _ = reply.send(());
             }
+            Command::SetLogged { notifier } => self.logged = notifier,
             Command::SetMarksDirty { marks, reply } => {
                 self.executor.set_marks_dirty(marks);
                 let _ = reply.send(());

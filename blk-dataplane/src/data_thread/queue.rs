@@ -153,14 +153,16 @@ impl<M: GuestMemoryBackend> QueueState<M> {
         self.unpublished = true;
     }
 
-    pub(super) fn publish(&mut self, counters: &Counters) {
+    /// True if there was anything.
+    pub(super) fn publish(&mut self, counters: &Counters) -> bool {
         if !std::mem::take(&mut self.unpublished) {
-            return;
+            return false;
         }
         self.ring.publish();
         if self.ring.notifications().should_notify() {
             self.interrupt(counters);
         }
+        true
     }
 
     /// Interrupts the guest, if there is a way to.

@@ -10,21 +10,22 @@ use std::sync::Arc;
 use hostmem::{DirtyLog, MAX_REGIONS, MemoryMap};
 
 use super::config_channel::ConfigChannel;
-use super::handed::Handed;
+use super::handed::{Handed, Listed};
 use super::message::{Reply, feature, protocol};
 use super::request::Request;
 use super::vring_state::VringState;
 use crate::capacity::ConfigSubscription;
-use crate::dataplane::{DataPlane, StopError};
+use crate::data_thread::StartError;
+use crate::dataplane::{DataPlane, Gone, StopError};
 use crate::inflight::InflightRegion;
 
 /// Protocol features offered: each is served in full.
 const PROTOCOL_FEATURES: u64 = protocol::MQ
-    | protocol::LOG_SHMFD
-    | protocol::INFLIGHT_SHMFD
     | protocol::CONFIG
     | protocol::REPLY_ACK
     | protocol::BACKEND_REQ
+    | protocol::LOG_SHMFD
+    | protocol::INFLIGHT_SHMFD
     | protocol::RESET_DEVICE
     | protocol::CONFIGURE_MEM_SLOTS
     | protocol::STATUS;
@@ -52,7 +53,9 @@ pub(super) struct Backend {
     status: u8,
     /// Of written pages; in force if the features say so.
     log: Option<Arc<DirtyLog>>,
-    /// Where requests in flight are recorded, if the front-end keeps such a record.
+    /// Signalled when something was logged.
+    log_signal: Option<Arc<Listed>>,
+    /// Where a record of the requests in flight is kept, if the front-end keeps it for a successor.
     inflight: Option<InflightRegion>,
 }
 
@@ -73,8 +76,8 @@ impl From<super::request::Malformed> for Refused {
     }
 }
 
-impl From<crate::dataplane::Gone> for Refused {
-    fn from(gone: crate::dataplane::Gone) -> Self {
+impl From<Gone> for Refused {
+    fn from(gone: Gone) -> Self {
         Self::because(gone)
     }
 }
@@ -96,17 +99,22 @@ impl From<Reply> for Answer {
 
 impl Backend {
     /// A device whose front-end has said nothing yet. `plane` has no queue and an empty memory map.
+    ///
+    /// # Errors
+    /// The data thread has ended, which is a bug.
     pub(super) fn new(
         mut plane: DataPlane<MemoryMap>,
         memory: Arc<MemoryMap>,
         handed: Arc<Handed>,
-    ) -> Self {
+    ) -> std::result::Result<Self, StartError> {
+        // Nothing is logged yet.
+        plane
+            .mark_dirty_pages(false)
+            .map_err(|Gone| StartError::Ended)?;
         let vrings = (0..plane.device().num_queues())
             .map(|_| VringState::default())
             .collect();
-        // Until there is a log. If it fails, so does whatever comes first.
-        let _ = plane.mark_dirty_pages(false);
-        Self {
+        Ok(Self {
             plane,
             memory,
             retired: Vec::new(),
@@ -117,8 +125,9 @@ impl Backend {
             features_refused: false,
             status: 0,
             log: None,
+            log_signal: None,
             inflight: None,
-        }
+        })
     }
 
     /// Whether the data threads live. They end early only after a bug in this crate.
@@ -134,12 +143,13 @@ impl Backend {
             told,
             retired,
             memory,
+            log_signal,
             ..
         } = self;
         drop(told);
         let stopped = plane.stop();
         // Listed until nobody writes to their descriptors any more.
-        drop((vrings, retired, memory));
+        drop((vrings, log_signal, retired, memory));
         stopped
     }
 

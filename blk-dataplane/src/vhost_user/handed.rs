@@ -6,9 +6,12 @@
 //! them: see [`Handed::release`].
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_poll::EventNotifier;
+
+use crate::notifier::Notifier;
 
 /// Descriptors that the data thread may be writing to.
 #[derive(Debug, Default)]
@@ -58,6 +61,12 @@ pub(super) struct Listed {
 impl Listed {
     pub(super) fn notifier(&self) -> &EventNotifier {
         &self.notifier
+    }
+}
+
+impl Notifier for Listed {
+    fn notify(&self) -> io::Result<()> {
+        self.notifier.notify()
     }
 }
 

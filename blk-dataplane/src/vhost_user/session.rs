@@ -56,7 +56,7 @@ pub(super) fn serve(
     let memory = Arc::new(MemoryMap::empty());
     let plane = DataPlane::start(device, Arc::clone(&memory))?;
     let mut session = Session {
-        backend: Backend::new(plane, memory, handed),
+        backend: Backend::new(plane, memory, handed)?,
         acked: 0,
         refusals: 0,
     };

@@ -20,7 +20,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 use super::queue::{FEATURES, GuestQueue};
 use super::ram::{GuestRam, RamRegion};
-use super::wire::{PROTOCOL_FEATURES, Wire};
+use super::wire::{P_ALL, PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, Wire};
 use super::{DEADLINE, eventually};
 
 /// A server at work.
@@ -132,6 +132,16 @@ impl FrontEnd {
         self.vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
 
+    /// As [`negotiate`](Self::negotiate), with every protocol feature there is; those that `Frontend` does not know
+    /// are for its [`wire`](Self::wire).
+    pub(crate) fn negotiate_all(&mut self, features: u64) {
+        self.negotiate(features);
+        let known = self.vhost.get_protocol_features().unwrap();
+        self.vhost.set_protocol_features(known).unwrap();
+        let all = P_ALL.to_le_bytes();
+        assert!(self.wire().acknowledged(SET_PROTOCOL_FEATURES, &all, &[]));
+    }
+
     /// The regions of memory in the order of `order`.
     pub(crate) fn set_memory(&self, order: &[usize]) {
         let regions: Vec<_> = order
@@ -151,6 +161,17 @@ impl FrontEnd {
             .set_vring_addr(index, &self.ring_addresses(queue))
             .unwrap();
         self.vhost.set_vring_base(index, base).unwrap();
+    }
+
+    /// Size and addresses, and a base that means nothing: a ring begins anew, or where its record says.
+    pub(crate) fn configure_only(&self, queue: &GuestQueue) {
+        let index = usize::from(queue.index);
+        self.vhost
+            .set_vring_num(index, queue.driver.size().get())
+            .unwrap();
+        self.vhost
+            .set_vring_addr(index, &self.ring_addresses(queue))
+            .unwrap();
     }
 
     pub(crate) fn ring_addresses(&self, queue: &GuestQueue) -> VringConfigData {

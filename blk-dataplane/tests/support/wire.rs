@@ -24,7 +24,20 @@ pub(crate) const SET_VRING_ERR: u32 = 14;
 pub(crate) const GET_PROTOCOL_FEATURES: u32 = 15;
 pub(crate) const SET_PROTOCOL_FEATURES: u32 = 16;
 pub(crate) const SET_VRING_ENABLE: u32 = 18;
+pub(crate) const SET_LOG_BASE: u32 = 6;
+pub(crate) const SET_LOG_FD: u32 = 7;
+pub(crate) const GET_QUEUE_NUM: u32 = 17;
+pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 pub(crate) const GET_CONFIG: u32 = 24;
+pub(crate) const SET_CONFIG: u32 = 25;
+pub(crate) const GET_INFLIGHT_FD: u32 = 31;
+pub(crate) const SET_INFLIGHT_FD: u32 = 32;
+pub(crate) const RESET_DEVICE: u32 = 34;
+pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
+pub(crate) const ADD_MEM_REG: u32 = 37;
+pub(crate) const REM_MEM_REG: u32 = 38;
+pub(crate) const SET_STATUS: u32 = 39;
+pub(crate) const GET_STATUS: u32 = 40;
 
 /// In the word of kick, call and err: there is no descriptor.
 pub(crate) const NOFD: u64 = 1 << 8;
@@ -34,12 +47,29 @@ pub(crate) const V1: u32 = 1;
 pub(crate) const REPLY: u32 = 4;
 pub(crate) const NEED_REPLY: u32 = 8;
 
+/// VHOST_F_LOG_ALL
+pub(crate) const LOG_ALL: u64 = 1 << 26;
 pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Protocol features.
 pub(crate) const P_MQ: u64 = 1;
+pub(crate) const P_LOG_SHMFD: u64 = 1 << 1;
 pub(crate) const P_REPLY_ACK: u64 = 1 << 3;
+pub(crate) const P_BACKEND_REQ: u64 = 1 << 5;
 pub(crate) const P_CONFIG: u64 = 1 << 9;
+pub(crate) const P_INFLIGHT_SHMFD: u64 = 1 << 12;
+pub(crate) const P_RESET_DEVICE: u64 = 1 << 13;
 pub(crate) const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+pub(crate) const P_STATUS: u64 = 1 << 16;
+/// All that there are of these.
+pub(crate) const P_ALL: u64 = P_MQ
+    | P_LOG_SHMFD
+    | P_REPLY_ACK
+    | P_BACKEND_REQ
+    | P_CONFIG
+    | P_INFLIGHT_SHMFD
+    | P_RESET_DEVICE
+    | P_CONFIGURE_MEM_SLOTS
+    | P_STATUS;
 
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]

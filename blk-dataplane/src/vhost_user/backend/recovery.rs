@@ -5,11 +5,11 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use hostmem::{DirtyLog, LogError};
-use vm_memory::GuestMemoryBackend;
+use hostmem::DirtyLog;
 
 use super::{Answer, Backend, Refused, Result};
-use crate::inflight::InflightRegion;
+use crate::inflight::{InflightQueue, InflightRegion};
+use crate::notifier::Notifier;
 use crate::vhost_user::message::{InflightArea, Reply, feature};
 use crate::vhost_user::request::LogArea;
 
@@ -22,56 +22,66 @@ impl Backend {
     pub(super) fn set_log_base(&mut self, area: LogArea, fd: OwnedFd) -> Result<Answer> {
         let LogArea { size, offset } = area;
         let log = DirtyLog::shared(File::from(fd), offset, size).map_err(Refused::because)?;
-        let last = self.memory.last_addr();
-        // CVE-2019-14835. Asked again when it is put in force, and of memory that is added then.
-        if self.memory.num_regions() > 0 && !log.covers(last) {
-            return Err(Refused::because(LogError::TooSmall { size, last }));
-        }
         let log = Arc::new(log);
         if self.features & feature::LOG_ALL != 0 {
-            self.start_log(Arc::clone(&log))?;
+            self.start_log(&log)?;
         }
         self.log = Some(log);
         Ok(Reply::Log { size, offset }.into())
     }
 
-    /// Puts the log in force or out of it, as the features say.
+    /// Puts the log in force or out of it, as the features say, while rings run or not.
     pub(super) fn log_as(&mut self, features: u64) -> Result<()> {
-        match (&self.log, features & feature::LOG_ALL != 0) {
-            (Some(log), true) => self.start_log(Arc::clone(log)),
+        match (self.log.clone(), features & feature::LOG_ALL != 0) {
+            (Some(log), true) => self.start_log(&log),
+            (None, true) => Ok(()),
             (_, false) => {
-                self.memory.stop_log();
-                // Last: what is marked without a log goes nowhere.
+                drop(self.memory.stop_log());
+                self.plane.signal_dirty(None)?;
                 Ok(self.plane.mark_dirty_pages(false)?)
             }
-            (None, true) => Ok(()),
         }
     }
 
-    /// Between two batches of a data thread is not needed: see [`hostmem::MemoryMap::start_log`].
-    fn start_log(&mut self, log: Arc<DirtyLog>) -> Result<()> {
-        // First: a read that completes once there is a log is in it.
+    fn start_log(&mut self, log: &Arc<DirtyLog>) -> Result<()> {
+        // First: what a read in flight writes from the moment on at which the log is in force must be marked.
         self.plane.mark_dirty_pages(true)?;
-        self.memory.start_log(log).map_err(Refused::because)?;
+        self.memory
+            .start_log(Arc::clone(log))
+            .map_err(Refused::because)?;
+        self.signal_log()
+    }
+
+    fn signal_log(&mut self) -> Result<()> {
+        let notifier = self.log_signal.clone();
+        let notifier = notifier.map(|listed| -> Arc<dyn Notifier + Sync> { listed });
+        Ok(self.plane.signal_dirty(notifier)?)
+    }
+
+    /// The descriptor is signalled when something has been logged. For front-ends that wait for that: those that
+    /// copy a guest round by round, as QEMU does, have no use for it.
+    pub(super) fn set_log_fd(&mut self, fd: OwnedFd) -> Result<()> {
+        self.log_signal = self.listed(Some(fd))?.map(Arc::new);
+        if self.memory.log().is_some() {
+            self.signal_log()?;
+        }
         Ok(())
     }
 
-    /// The descriptor is to be signalled when something has been logged. No front-end known sends one: the log is read
-    /// when a pass over memory is due.
-    pub(super) fn set_log_fd(&mut self, _fd: OwnedFd) -> Result<()> {
-        Err(Refused::because(
-            "nothing is signalled when pages are logged; the log is to be read",
-        ))
-    }
-
-    /// Makes a region for `num_queues` rings of at most `queue_size` entries. `padded` goes into the reply.
+    /// Makes memory for the requests in flight of `num_queues` rings of at most `queue_size` entries. The front-end
+    /// keeps it, and says with SET_INFLIGHT_FD that it is to be used.
     pub(super) fn get_inflight_fd(
         &mut self,
         num_queues: u16,
         queue_size: u16,
         padded: bool,
     ) -> Result<Answer> {
-        self.check_inflight(num_queues, queue_size)?;
+        let max = self.plane.device().num_queues();
+        if num_queues > max {
+            return Err(Refused::because(format!(
+                "requests in flight of {num_queues} queues, of a device with {max}"
+            )));
+        }
         let (file, size) =
             InflightRegion::create(num_queues, queue_size).map_err(Refused::because)?;
         let area = InflightArea {
@@ -86,35 +96,42 @@ impl Backend {
         })
     }
 
-    /// Takes a region over (rows K1, K2), before the rings start. Nothing in it is looked at before they do.
+    /// Takes memory over in which a predecessor may have left what was in flight (rows K1, K2). Rings that start
+    /// from then on serve that first, and record what is in flight.
     pub(super) fn set_inflight_fd(&mut self, area: InflightArea, fd: OwnedFd) -> Result<()> {
-        let InflightArea {
-            size,
-            offset,
-            num_queues,
-            queue_size,
-        } = area;
-        self.check_inflight(num_queues, queue_size)?;
         if self.any_running() {
             return Err(Refused::because(
-                "a record of requests in flight cannot be replaced while rings run",
+                "the record of requests in flight cannot change while rings run",
             ));
         }
-        let region = InflightRegion::map(File::from(fd), offset, size, num_queues, queue_size);
+        let max = self.plane.device().num_queues();
+        if area.num_queues > max {
+            return Err(Refused::because(format!(
+                "requests in flight of {} queues, of a device with {max}",
+                area.num_queues
+            )));
+        }
+        let region = InflightRegion::map(
+            File::from(fd),
+            area.offset,
+            area.size,
+            area.num_queues,
+            area.queue_size,
+        );
         self.inflight = Some(region.map_err(Refused::because)?);
         Ok(())
     }
 
-    /// CVE-2021-3839: more queues than there are, or larger ones.
-    fn check_inflight(&self, num_queues: u16, queue_size: u16) -> Result<()> {
-        let device = self.plane.device();
-        if num_queues > device.num_queues() || queue_size > device.max_queue_size().get() {
-            return Err(Refused::because(format!(
-                "a record for {num_queues} queues of {queue_size} entries of a device with {} of {}",
-                device.num_queues(),
-                device.max_queue_size()
-            )));
-        }
-        Ok(())
+    /// The record of ring `index`, if records are kept. Those of rings that it has no place for would be lost.
+    pub(super) fn inflight_of(&self, index: u16) -> Result<Option<InflightQueue>> {
+        let Some(region) = &self.inflight else {
+            return Ok(None);
+        };
+        let queue = region.queue(index).ok_or_else(|| {
+            Refused::because(format!(
+                "the record of requests in flight has no place for vring {index}"
+            ))
+        })?;
+        Ok(Some(queue))
     }
 }

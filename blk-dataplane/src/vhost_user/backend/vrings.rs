@@ -27,7 +27,7 @@ fn duplicate(of: Option<&Listed>) -> Result<Option<Box<dyn Notifier>>> {
 }
 
 impl Backend {
-    fn listed(&self, fd: Option<OwnedFd>) -> Result<Option<Listed>> {
+    pub(super) fn listed(&self, fd: Option<OwnedFd>) -> Result<Option<Listed>> {
         let Some(fd) = fd else {
             return Ok(None);
         };
@@ -70,7 +70,7 @@ impl Backend {
         let enabled_at_once = !self.has_protocol_features();
         let features = self.features;
         let memory = Arc::clone(&self.memory);
-        let inflight = self.inflight.as_ref().and_then(|all| all.queue(index));
+        let inflight = self.inflight_of(index)?;
         let (_, vring) = self.vring(u32::from(index))?;
         // Row R11.
         let missing = |what| Refused::because(format!("vring {index} has no {what} yet"));

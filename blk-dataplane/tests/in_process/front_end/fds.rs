@@ -7,6 +7,7 @@ use std::time::Duration;
 use event_poll::EventNotifier;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::VhostBackend;
 
 use super::{assert_serves, ready, refused, serve, table};
@@ -17,8 +18,9 @@ use crate::support::ram::GuestRam;
 use crate::support::request::{Framing, OK, Request};
 use crate::support::scratch::null_device;
 use crate::support::wire::{
-    Answer, NEED_REPLY, NOFD, PROTOCOL_FEATURES, SET_FEATURES, SET_MEM_TABLE, SET_OWNER,
-    SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, V1, message, vring_state,
+    ADD_MEM_REG, Answer, NEED_REPLY, NOFD, PROTOCOL_FEATURES, SET_FEATURES, SET_MEM_TABLE,
+    SET_OWNER, SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, V1, message,
+    vring_state,
 };
 
 #[test]
@@ -243,4 +245,80 @@ fn n3_x3_blocking_full_call_descriptor_holds_up_neither_the_next_front_end_nor_t
     let stopped = std::thread::spawn(move || served.stop());
     eventually("the end", || stopped.is_finished());
     stopped.join().unwrap().unwrap();
+}
+
+#[test]
+fn f7_one_descriptor_for_all_roles_and_replaced_while_running_loses_no_kick() {
+    let served = serve();
+    let mut front = ready(&served);
+    let mut queue = front.queue(0, 16);
+    let mut wire = front.wire();
+    for _ in 0..20 {
+        let event = EventNotifier::new().unwrap();
+        for code in [SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK] {
+            let request = Request::read(0, 512);
+            queue.add(&request, &Framing::joined());
+            queue.driver.publish();
+            // It may be seen before the descriptor is replaced, or not.
+            queue.kick.notify().unwrap();
+            assert!(wire.acknowledged(code, &0u64.to_le_bytes(), &[event.as_fd()]));
+            eventually("a completion", || queue.poll().is_some());
+        }
+        queue.kick = event;
+        queue.arena.reset();
+    }
+}
+
+/// `O_NONBLOCK` belongs to both ends: it is left as the front-end has it, and yet nothing blocks.
+#[test]
+fn f9_received_descriptors_are_close_on_exec_and_may_block() {
+    let served = serve();
+    let name = format!("f9-{}", std::process::id());
+    let file = File::from(memfd_create(&*name, MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(1 << 20).unwrap();
+    let mut front = ready(&served);
+    let mut queue = front.queue(0, 16);
+    let mut wire = front.wire();
+    let mut body = vec![0; 8];
+    body.extend([1 << 40, 4096, 1 << 41, 0].map(u64::to_le_bytes).concat());
+    assert!(wire.acknowledged(ADD_MEM_REG, &body, &[file.as_fd()]));
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let entry = entry.unwrap();
+        let Ok(target) = std::fs::read_link(entry.path()) else {
+            continue;
+        };
+        if !target.to_string_lossy().contains(&name) {
+            continue;
+        }
+        let number = entry.file_name().into_string().unwrap();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+        assert_ne!(flags & 0o2_000_000, 0, "fd {number} is not close-on-exec");
+        seen += 1;
+    }
+    // The one that was sent and the one that was received, kept for as long as it is mapped.
+    assert!(seen >= 2, "{seen}");
+    // Blocking ones for every role.
+    let blocking = || EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).unwrap();
+    let events = [blocking(), blocking(), blocking()];
+    for (code, event) in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR]
+        .into_iter()
+        .zip(&events)
+    {
+        assert!(wire.acknowledged(code, &0u64.to_le_bytes(), &[event.as_fd()]));
+    }
+    let request = Request::read(0, 512);
+    for _ in 0..10 {
+        queue.add(&request, &Framing::joined());
+        queue.driver.publish();
+        events[0].write(1).unwrap();
+        eventually("a completion", || queue.poll().is_some());
+    }
+    for event in &events {
+        let flags = fcntl(event, FcntlArg::F_GETFL).unwrap();
+        assert!(!OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK));
+    }
+    assert_eq!(front.stop(&queue), 10);
 }

@@ -13,10 +13,10 @@ use crate::support::ram::GuestRam;
 use crate::support::request::{OK, Request};
 use crate::support::scratch::null_device;
 use crate::support::wire::{
-    Answer, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_VRING_BASE, NEED_REPLY, REPLY, SET_FEATURES,
-    SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_BASE,
-    SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, V1, header,
-    message, vring_state,
+    Answer, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_VRING_BASE, NEED_REPLY, PROTOCOL_FEATURES,
+    REPLY, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
+    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM,
+    V1, header, message, vring_state,
 };
 
 #[test]
@@ -249,4 +249,15 @@ fn s11_second_front_end_waits_until_the_first_has_gone() {
     drop(first);
     let mut queue = second.up();
     assert_eq!(queue.answer(&Request::read(0, 512)).0, Some(OK));
+}
+
+#[test]
+fn s9_front_end_that_never_asked_for_acknowledgements_gets_none() {
+    let served = Served::new(null_device(1 << 20));
+    let mut wire = served.wire();
+    // S9: need_reply before REPLY_ACK is negotiated.
+    let set_owner = SET_OWNER;
+    assert!(wire.send(set_owner, V1 | NEED_REPLY, &[], &[]));
+    let features = wire.ask(GET_FEATURES, &[]);
+    assert!(features.value() & PROTOCOL_FEATURES != 0);
 }

@@ -1,17 +1,27 @@
 //! Rows X, and C16: rings that stop, front-ends that go, a server that ends.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use vhost::VhostBackend;
 
-use super::{DISK, keep_busy};
-use crate::support::front_end::Served;
+use super::{DISK, assert_serves, keep_busy, table};
+use crate::support::front_end::{FrontEnd, Served};
 use crate::support::queue::{FEATURES, GuestQueue, RING_PACKED};
 use crate::support::ram::GuestRam;
 use crate::support::request::{Framing, OK, Request};
 use crate::support::scratch::{KINDS, Kind, Scratch, null_device};
-use crate::support::wire::{SET_VRING_BASE, vring_state};
-use crate::support::{eventually, pattern};
+use crate::support::wire::{
+    ADD_MEM_REG, GET_CONFIG, GET_FEATURES, GET_MAX_MEM_SLOTS, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM,
+    GET_STATUS, GET_VRING_BASE, P_ALL, PROTOCOL_FEATURES, REM_MEM_REG, RESET_DEVICE, SET_FEATURES,
+    SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_STATUS, SET_VRING_ADDR, SET_VRING_BASE,
+    SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_ERR, SET_VRING_KICK, SET_VRING_NUM, V1, Wire,
+    message, vring_state,
+};
+use crate::support::{DEADLINE, eventually, pattern};
 
 #[test]
 fn x2_x6_disconnect_with_requests_in_flight_then_reconnect_again_and_again() {
@@ -259,5 +269,167 @@ fn c16_packed_ring_goes_on_at_the_base_that_its_stop_replied() {
         );
         queue.arena.reset();
         base = front.vhost.get_vring_base(0).unwrap();
+    }
+}
+
+/// One message of a session, with its descriptors.
+type Recorded<'a> = (Vec<u8>, Vec<BorrowedFd<'a>>);
+
+/// What a front-end sends from its first word to its last, with `queue` running in between.
+fn session<'a>(front: &FrontEnd, queue: &'a GuestQueue) -> Vec<Recorded<'a>> {
+    let number = |value: u64| value.to_le_bytes().to_vec();
+    let regions: Vec<[u64; 4]> = queue
+        .ram
+        .regions
+        .iter()
+        .map(|region| [region.guest, region.size, region.user(), region.offset])
+        .collect();
+    let files = queue.ram.regions.iter().map(|region| region.file.as_fd());
+    let addresses = front.ring_addresses(queue);
+    let mut address = vring_state(0, 0);
+    for part in [
+        addresses.desc_table_addr,
+        addresses.used_ring_addr,
+        addresses.avail_ring_addr,
+        0,
+    ] {
+        address.extend(number(part));
+    }
+    let config = [[0u32, 60, 0].map(u32::to_le_bytes).concat(), vec![0; 60]].concat();
+    let last = &regions[2];
+    let mut one = number(0);
+    one.extend(last.map(u64::to_le_bytes).concat());
+    let features = FEATURES | PROTOCOL_FEATURES;
+    let plain: [(u32, Vec<u8>, Vec<BorrowedFd<'a>>); 22] = [
+        (GET_FEATURES, vec![], vec![]),
+        (GET_PROTOCOL_FEATURES, vec![], vec![]),
+        (SET_PROTOCOL_FEATURES, number(P_ALL), vec![]),
+        (SET_OWNER, vec![], vec![]),
+        (GET_QUEUE_NUM, vec![], vec![]),
+        (GET_MAX_MEM_SLOTS, vec![], vec![]),
+        (SET_FEATURES, number(features), vec![]),
+        (GET_CONFIG, config, vec![]),
+        (SET_MEM_TABLE, table(&regions), files.collect()),
+        (SET_VRING_NUM, vring_state(0, 128), vec![]),
+        (SET_VRING_BASE, vring_state(0, 0), vec![]),
+        (SET_VRING_ADDR, address, vec![]),
+        (SET_VRING_CALL, number(0), vec![queue.call.as_fd()]),
+        (SET_VRING_ERR, number(0), vec![queue.err.as_fd()]),
+        (SET_VRING_KICK, number(0), vec![queue.kick.as_fd()]),
+        (SET_VRING_ENABLE, vring_state(0, 1), vec![]),
+        (SET_STATUS, number(15), vec![]),
+        (GET_STATUS, vec![], vec![]),
+        (REM_MEM_REG, one.clone(), vec![]),
+        (ADD_MEM_REG, one, vec![queue.ram.regions[2].file.as_fd()]),
+        (GET_VRING_BASE, vring_state(0, 0), vec![]),
+        (RESET_DEVICE, vec![], vec![]),
+    ];
+    plain
+        .into_iter()
+        .map(|(code, body, fds)| (message(code, V1, &body), fds))
+        .collect()
+}
+
+/// Plays the first `whole` messages and `part` bytes of the next, and goes without reading a reply.
+fn play(wire: &Wire, session: &[Recorded<'_>], whole: usize, part: usize) {
+    for (bytes, fds) in &session[..whole] {
+        assert!(wire.send_bytes(bytes, fds));
+    }
+    if let Some((bytes, fds)) = session.get(whole)
+        && part > 0
+    {
+        assert!(wire.send_bytes(&bytes[..part], fds));
+    }
+}
+
+#[test]
+fn s2_x2_connection_closed_at_every_boundary_and_within_every_message_of_a_session() {
+    let scratch = Scratch::zeroed(Kind::Disk, DISK);
+    let served = Served::new(scratch.device());
+    let mut rounds = 0;
+    for whole in 0..=22 {
+        // At the boundary, in the header, at its end, and in the body.
+        for part in [0, 1, 11, 12, 13] {
+            let ram = GuestRam::new();
+            let front = served.connect(&ram);
+            let mut queue = GuestQueue::new(&ram, 0, 128, FEATURES);
+            // Requests are in flight when it goes, if the rings run by then.
+            keep_busy(&mut queue, 40);
+            let session = session(&front, &queue);
+            assert_eq!(session.len(), 22);
+            if session
+                .get(whole)
+                .is_none_or(|(bytes, _)| part >= bytes.len())
+                && part > 0
+            {
+                continue;
+            }
+            play(&front.wire(), &session, whole, part);
+            drop(session);
+            drop(front);
+            rounds += 1;
+            if rounds % 10 == 0 {
+                assert_serves(&served);
+            }
+        }
+    }
+    assert!(rounds > 80, "{rounds}");
+    assert_serves(&served);
+    served.stop().unwrap();
+}
+
+/// A front-end in a process of its own, which is then killed: the kernel closes what it had.
+#[test]
+fn x2_x6_front_end_that_is_killed_under_load_costs_nobody_anything() {
+    let scratch = Scratch::zeroed(Kind::Disk, DISK);
+    let served = Served::new(scratch.device());
+    for round in 0..5 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "--test-threads=1", "--nocapture"])
+            .arg("front_end::lifecycle::alone_front_end_under_load")
+            .env("FRONT_END_SOCKET", &served.path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let started = lines.any(|line| line.unwrap().contains("under load"));
+        assert!(started, "the child has ended");
+        std::thread::sleep(Duration::from_millis(3 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_serves(&served);
+    }
+    // What it wrote is whole blocks of what it meant to write.
+    for block in scratch.content().chunks(4096) {
+        assert!(block.iter().all(|byte| *byte == block[0]));
+    }
+    served.stop().unwrap();
+}
+
+#[test]
+#[ignore = "a front-end to be killed: run by the test above"]
+fn alone_front_end_under_load() {
+    let path = std::env::var_os("FRONT_END_SOCKET").expect("FRONT_END_SOCKET: where the server is");
+    let ram = GuestRam::new();
+    let mut front = FrontEnd::connect(path.as_ref(), &ram);
+    let mut queue = front.up();
+    let start = Instant::now();
+    let mut number = 0;
+    // Killed long before.
+    while start.elapsed() < DEADLINE {
+        while queue.outstanding() < 30 {
+            let byte = u8::try_from(number % 251 + 1).unwrap();
+            let write = Request::write(number * 8 % 2048, &[byte; 4096]);
+            queue.add(&write, &Framing::classic(&write));
+            number += 1;
+        }
+        queue.publish();
+        for done in queue.finish() {
+            assert_eq!(done.status, Some(OK));
+        }
+        queue.arena.reset();
+        if number == 60 {
+            println!("under load");
+        }
     }
 }

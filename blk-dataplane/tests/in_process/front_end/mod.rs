@@ -7,9 +7,12 @@ mod fds;
 mod framing;
 mod lifecycle;
 mod memory_table;
+mod log_and_record;
 mod recovery;
 mod ring_setup;
 mod serving;
+
+use std::sync::Arc;
 
 use crate::support::front_end::{FrontEnd, Served};
 use crate::support::queue::{FEATURES, GuestQueue};
@@ -37,6 +40,14 @@ pub(super) fn ready(served: &Served) -> FrontEnd {
     let ram = GuestRam::new();
     let mut front = served.connect(&ram);
     front.negotiate(FEATURES);
+    front.set_memory(&[0, 1, 2]);
+    front
+}
+
+/// With everything negotiated, and memory set.
+pub(super) fn ready_with(served: &Served, ram: &Arc<GuestRam>) -> FrontEnd {
+    let mut front = served.connect(ram);
+    front.negotiate_all(FEATURES);
     front.set_memory(&[0, 1, 2]);
     front
 }
