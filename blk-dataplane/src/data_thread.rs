@@ -490,11 +490,14 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     /// `None`: until something happens.
     fn longest_sleep(&self) -> Option<Duration> {
         let polled = |queue: &QueueState<M>| queue.polled && queue.may_fetch() && !queue.starved;
-        if !self.on_hold() && self.queues.iter().flatten().any(|queue| polled(queue)) {
-            return Some(POLLED_INTERVAL);
-        }
+        let is_polling = !self.on_hold() && self.queues.iter().flatten().any(|queue| polled(queue));
         let needs_retry = self.executor.ioq().needs_retry();
-        needs_retry.then_some(RETRY_DELAY).or(self.sleep_max)
+        let reasons = [
+            is_polling.then_some(POLLED_INTERVAL),
+            needs_retry.then_some(RETRY_DELAY),
+            self.sleep_max,
+        ];
+        reasons.into_iter().flatten().min()
     }
 
     /// Stops watching a kick descriptor that cannot be read: level-triggered, it would wake the

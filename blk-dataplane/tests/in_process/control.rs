@@ -53,7 +53,7 @@ impl Wiring {
             addresses: self.addresses,
             base,
             features: self.features,
-            kick: self.kick.try_clone().unwrap(),
+            kick: Some(self.kick.try_clone().unwrap()),
             call: Some(Box::new(self.call.try_clone().unwrap())),
             err: None,
             enabled: true,
@@ -120,7 +120,7 @@ fn command(vmm: &mut Embedded, bench: &Bench, wiring: &[Wiring], dice: &mut Dice
             // The disk may refuse the fdatasync that this takes.
             let _ = vmm.plane.write_config(32, &[u8::from(dice.chance(500))]);
             let kick = queue.kick.try_clone().unwrap();
-            vmm.plane.set_kick(queue.index, kick).unwrap();
+            vmm.plane.set_kick(queue.index, Some(kick)).unwrap();
             let call = Box::new(queue.call.try_clone().unwrap());
             vmm.plane.set_call(queue.index, Some(call)).unwrap();
         }

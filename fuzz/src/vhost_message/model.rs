@@ -240,9 +240,7 @@ impl Model {
                 let (size, offset) = (u64_at(body, 0), u64_at(body, 8));
                 let end = size.checked_add(offset).ok_or(No)?;
                 rule(size > 0 && file_len(fds[0]).is_some_and(|len| end <= len))?;
-                if self.features & LOG_ALL != 0 {
-                    rule(self.covers(size, &self.regions))?;
-                }
+                rule(self.covers(size, &self.regions))?;
                 self.log = Some(size);
                 return Ok(Done::Reply(body.to_vec()));
             }
@@ -272,7 +270,7 @@ impl Model {
             31 => {
                 let shape = inflight_shape(body);
                 rule((1..=NUM_QUEUES).contains(&usize::from(shape[0])))?;
-                rule(shape[1].is_power_of_two())?;
+                rule(shape[1].is_power_of_two() && u32::from(shape[1]) <= QUEUE_SIZE)?;
                 return Ok(Done::Inflight(shape));
             }
             32 => {

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use hostmem::DirtyLog;
+use hostmem::{DirtyLog, LogError};
+use vm_memory::GuestMemoryBackend;
 
 use super::{Answer, Backend, Refused, Result};
 use crate::inflight::{InflightQueue, InflightRegion};
@@ -22,6 +23,11 @@ impl Backend {
     pub(super) fn set_log_base(&mut self, area: LogArea, fd: OwnedFd) -> Result<Answer> {
         let LogArea { size, offset } = area;
         let log = DirtyLog::shared(File::from(fd), offset, size).map_err(Refused::because)?;
+        let last = self.memory.last_addr();
+        // CVE-2019-14835. Asked again when it is put in force, and of memory that is added then.
+        if self.memory.num_regions() > 0 && !log.covers(last) {
+            return Err(Refused::because(LogError::TooSmall { size, last }));
+        }
         let log = Arc::new(log);
         if self.features & feature::LOG_ALL != 0 {
             self.start_log(&log)?;
@@ -76,12 +82,7 @@ impl Backend {
         queue_size: u16,
         padded: bool,
     ) -> Result<Answer> {
-        let max = self.plane.device().num_queues();
-        if num_queues > max {
-            return Err(Refused::because(format!(
-                "requests in flight of {num_queues} queues, of a device with {max}"
-            )));
-        }
+        self.check_inflight(num_queues, queue_size)?;
         let (file, size) =
             InflightRegion::create(num_queues, queue_size).map_err(Refused::because)?;
         let area = InflightArea {
@@ -104,13 +105,7 @@ impl Backend {
                 "the record of requests in flight cannot change while rings run",
             ));
         }
-        let max = self.plane.device().num_queues();
-        if area.num_queues > max {
-            return Err(Refused::because(format!(
-                "requests in flight of {} queues, of a device with {max}",
-                area.num_queues
-            )));
-        }
+        self.check_inflight(area.num_queues, area.queue_size)?;
         let region = InflightRegion::map(
             File::from(fd),
             area.offset,
@@ -119,6 +114,19 @@ impl Backend {
             area.queue_size,
         );
         self.inflight = Some(region.map_err(Refused::because)?);
+        Ok(())
+    }
+
+    /// CVE-2021-3839: more queues than there are, or larger ones.
+    fn check_inflight(&self, num_queues: u16, queue_size: u16) -> Result<()> {
+        let device = self.plane.device();
+        let (queues, entries) = (device.num_queues(), device.max_queue_size().get());
+        if num_queues > queues || queue_size > entries {
+            return Err(Refused::because(format!(
+                "requests in flight of {num_queues} queues of {queue_size} entries, of a device with {queues} of \
+                 {entries}"
+            )));
+        }
         Ok(())
     }
 

@@ -78,7 +78,7 @@ impl Log {
 
 /// Where the data of the next request goes.
 fn next_data(queue: &mut GuestQueue) -> u64 {
-    queue.arena.take(PAGE as usize, PAGE, 0) + PAGE
+    queue.arena.take(usize::try_from(PAGE).unwrap(), PAGE, 0) + PAGE
 }
 
 #[test]
