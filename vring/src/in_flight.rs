@@ -28,7 +28,8 @@ impl InFlight {
         match self.words.get_mut(usize::from(head / 64)) {
             Some(word) if *word & bit == 0 => {
                 *word |= bit;
-                self.count += 1;
+                // At most the bits there are.
+                self.count = self.count.wrapping_add(1);
                 true
             }
             _ => false,
@@ -42,7 +43,7 @@ impl InFlight {
         match self.words.get_mut(usize::from(head / 64)) {
             Some(word) if *word & bit != 0 => {
                 *word &= !bit;
-                self.count -= 1;
+                self.count = self.count.wrapping_sub(1);
                 true
             }
             _ => false,

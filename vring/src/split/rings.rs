@@ -26,6 +26,9 @@ pub(crate) struct SplitRings<M> {
     available: Area,
     used: Area,
     size: QueueSize,
+    /// The queue size less one, which masks an index: no subtraction that could overflow, and so no
+    /// check, for each.
+    mask: u16,
     addresses: RingAddresses,
     memory: Arc<M>,
 }
@@ -83,6 +86,7 @@ impl<M: GuestMemory> SplitRings<M> {
                 Permissions::ReadWrite,
             )?,
             size,
+            mask: entries - 1,
             addresses,
             memory,
         })
@@ -222,7 +226,7 @@ impl<M: GuestMemory> SplitRings<M> {
     /// `index` modulo the queue size.
     #[inline]
     const fn slot(&self, index: u16) -> usize {
-        (index & (self.size.get() - 1)) as usize
+        (index & self.mask) as usize
     }
 
     /// A word of the available ring. `offset` is one of the layout's constants or of a masked
