@@ -44,7 +44,8 @@ pub enum ChainFault {
         len: u32,
     },
     /// An indirect table has more entries than
-    /// [`MAX_INDIRECT_DESCRIPTORS`](crate::MAX_INDIRECT_DESCRIPTORS).
+    /// [`MAX_INDIRECT_DESCRIPTORS`](crate::MAX_INDIRECT_DESCRIPTORS) (§2.7.5.3.1, driver MUST NOT exceed
+    /// the queue size, which real drivers do).
     #[error("indirect table of {entries} entries is beyond the limit")]
     IndirectTableTooLong {
         /// Its length in entries.
@@ -58,7 +59,8 @@ pub enum ChainFault {
         /// Its length in bytes.
         len: u32,
     },
-    /// Split ring: `next` points past the end of the table it is in.
+    /// Split ring: `next` points past the end of the table it is in (virtio 1.3 §2.7.5, §2.7.5.3: it is an
+    /// index of that table).
     #[error("next descriptor {next} is not below {limit}")]
     NextOutOfRange {
         /// The index given.

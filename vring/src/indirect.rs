@@ -74,7 +74,7 @@ impl<M: GuestMemory> ScatteredTable<'_, M> {
     }
 }
 
-/// The number of entries of a table of `len` bytes.
+/// The number of entries of a table of `len` bytes, which are 16 each (§2.7.5.3, §2.8.7).
 #[inline]
 fn table_entries(len: u32) -> Result<u16, ChainFault> {
     if len == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) {
