@@ -41,7 +41,10 @@ pub struct Segment {
 /// assert!(chain.readable().is_empty() && chain.writable().is_empty());
 /// # Ok::<(), vring::ConfigError>(())
 /// ```
-#[derive(Debug)]
+///
+/// The default is one without room, which takes no memory and holds no chain but the empty one: for
+/// [`std::mem::take`] to leave behind where the storage is a field of what serves the request.
+#[derive(Debug, Default)]
 pub struct Chain {
     segments: Box<[Segment]>,
     used: usize,
@@ -283,6 +286,14 @@ mod tests {
         chain.append(0, 1, true).unwrap();
         assert_eq!(chain.readable_len() + chain.writable_len(), 1 << 32);
         assert_eq!(chain.append(0, 1, true), Err(ChainFault::TooManyBytes));
+    }
+
+    #[test]
+    fn default_storage_has_no_room() {
+        let mut chain = Chain::default();
+        assert_eq!(chain.append(0, 0, false), Ok(()));
+        assert_eq!(chain.append(0, 1, false), Err(ChainFault::StorageTooSmall));
+        assert!(chain.readable().is_empty() && chain.writable().is_empty());
     }
 
     #[test]

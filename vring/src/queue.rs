@@ -198,6 +198,12 @@ impl<M: GuestMemory> Queue<M> {
         forward!(self, queue => queue.memory())
     }
 
+    /// Where the three areas are, in [`memory`](Self::memory).
+    #[inline]
+    pub const fn addresses(&self) -> RingAddresses {
+        forward!(self, queue => queue.addresses())
+    }
+
     /// Where a successor goes on: what `GET_VRING_BASE` returns.
     #[inline]
     pub const fn base(&self) -> RingBase {
@@ -210,8 +216,9 @@ impl<M: GuestMemory> Queue<M> {
         forward!(self, queue => queue.fault())
     }
 
-    /// Moves the ring to a new memory map, at the addresses it has there. Everything else is
-    /// unchanged: positions, what is staged, what is in flight.
+    /// Moves the ring to a new memory map, at the addresses it has there, or translates it again in
+    /// the same, where an IOMMU's mappings have changed. Everything else is unchanged: positions, what
+    /// is staged, what is in flight.
     ///
     /// # Errors
     ///

@@ -349,6 +349,12 @@ impl<M: GuestMemory> PackedQueue<M> {
         self.rings.memory()
     }
 
+    /// Where the three areas are.
+    #[inline]
+    pub const fn addresses(&self) -> RingAddresses {
+        self.rings.addresses()
+    }
+
     /// Where a successor goes on: what `GET_VRING_BASE` returns. What is staged and not published
     /// does not count as used.
     #[inline]
@@ -366,8 +372,9 @@ impl<M: GuestMemory> PackedQueue<M> {
         self.fault
     }
 
-    /// Moves the ring to a new memory map, at the addresses it has there. Everything else is
-    /// unchanged: positions, what is staged, what is in flight.
+    /// Moves the ring to a new memory map, at the addresses it has there, or translates it again in
+    /// the same, where an IOMMU's mappings have changed. Everything else is unchanged: positions, what
+    /// is staged, what is in flight.
     ///
     /// # Errors
     ///
@@ -443,11 +450,6 @@ impl<M: GuestMemory> PackedQueue<M> {
     pub(crate) fn unpublished(&self) -> usize {
         let waiting = self.in_order.as_ref().map_or(0, |order| order.waiting());
         self.staged + usize::from(waiting)
-    }
-
-    /// Where the three areas are.
-    pub(crate) const fn addresses(&self) -> RingAddresses {
-        self.rings.addresses()
     }
 
     /// Writes the next used descriptor, for `descriptors` of the ring: all but the first of a

@@ -132,7 +132,7 @@ impl<M: GuestMemory> SplitQueue<M> {
     /// The used index of a fresh ring is zero; that of a ring resumed from another back-end is
     /// where that one stopped, and only the ring remembers it. From then on the queue's own
     /// count is the truth. `used.flags` is cleared: it must be 0 with `VIRTIO_F_EVENT_IDX`
-    /// (virtio 1.3 §2.7.10.1), and without it kicks start out enabled, whatever a predecessor
+    /// (virtio 1.3 §2.7.10.2), and without it kicks start out enabled, whatever a predecessor
     /// left behind.
     ///
     /// Areas may overlap one another: the guest then garbles its own ring and nothing else.
@@ -352,6 +352,12 @@ impl<M: GuestMemory> SplitQueue<M> {
         self.rings.memory()
     }
 
+    /// Where the three areas are.
+    #[inline]
+    pub const fn addresses(&self) -> RingAddresses {
+        self.rings.addresses()
+    }
+
     /// Where a successor goes on: what `GET_VRING_BASE` returns.
     #[inline]
     pub const fn base(&self) -> RingBase {
@@ -372,8 +378,9 @@ impl<M: GuestMemory> SplitQueue<M> {
         self.fault
     }
 
-    /// Moves the ring to a new memory map, at the addresses it has there. Everything else is
-    /// unchanged: indices, what is staged, what is in flight.
+    /// Moves the ring to a new memory map, at the addresses it has there, or translates it again in
+    /// the same, where an IOMMU's mappings have changed. Everything else is unchanged: indices, what
+    /// is staged, what is in flight.
     ///
     /// # Errors
     ///
@@ -412,11 +419,6 @@ impl<M: GuestMemory> SplitQueue<M> {
     pub(crate) fn unpublished(&self) -> usize {
         let waiting = self.in_order.as_ref().map_or(0, |order| order.waiting());
         self.staged + usize::from(waiting)
-    }
-
-    /// Where the three areas are.
-    pub(crate) const fn addresses(&self) -> RingAddresses {
-        self.rings.addresses()
     }
 
     /// Position of the next used element to write.
