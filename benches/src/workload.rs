@@ -1,11 +1,11 @@
 //! The workloads that counts are taken of, by the names that `load` takes.
 
 use iosched::{Limits, Merger, Op, Request};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::disk::{Disk, Guest};
 use crate::fixture::{BLOCK, BlockFile, Random};
-use crate::lookups::{ADDRESSES, Order, Regions, look_up};
+use crate::lookups::{ADDRESSES, Order, Regions, look_at, look_up};
 use crate::reads::{DEPTH, Reader, Reads};
 use crate::rings::{self, Layout, Ring, Server};
 use crate::{Error, allocations};
@@ -46,6 +46,7 @@ pub const WORKLOADS: &[Workload] = &[
     ("virtio-queue-iter-indirect", |n| {
         ring(Server::VirtioQueueIter, Layout::Indirect, n)
     }),
+    ("lookup-none", |n| in_turn(&Regions::even(1), n, look_at)),
     ("lookup-1", |n| {
         lookups(&Regions::even(1).hostmem()?, &Regions::even(1), n)
     }),
@@ -140,14 +141,22 @@ fn disk(image: bool, depth: u16, requests: u64) -> Result<u64, Error> {
     })
 }
 
-/// Random addresses: nothing is the same as the last time.
 fn lookups<M: GuestMemoryBackend>(map: &M, regions: &Regions, count: u64) -> Result<u64, Error> {
+    in_turn(regions, count, |addresses| look_up(map, addresses))
+}
+
+/// Random addresses: nothing is the same as the last time.
+fn in_turn(
+    regions: &Regions,
+    count: u64,
+    look_up: impl Fn(&[GuestAddress]) -> u64,
+) -> Result<u64, Error> {
     let addresses = Order::Random.addresses(regions)?;
-    let expected = look_up(map, &addresses);
+    let expected = look_up(&addresses);
     second_half(count, |mut count| {
         while count > 0 {
             let round = usize::try_from(count.min(ADDRESSES))?;
-            let sum = look_up(map, &addresses[..round]);
+            let sum = look_up(&addresses[..round]);
             if round == addresses.len() && sum != expected {
                 return Err("two lookups differ".into());
             }
