@@ -107,6 +107,62 @@ fn m16_descriptor_on_a_removed_region_is_closed_and_the_region_removed() {
 }
 
 #[test]
+fn m14_m15_regions_added_or_removed_wrongly_are_refused_and_all_others_stay() {
+    const ADD_MEM_REG: u32 = 37;
+    const REM_MEM_REG: u32 = 38;
+    let served = Served::new(null_device(DISK as u64));
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    front.negotiate(FEATURES);
+    front.set_memory(&[0, 1]);
+    let body = |[guest, size, user, offset]: [u64; 4]| -> Vec<u8> {
+        let words = [0, guest, size, user, offset];
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    };
+    let numbers = |index: usize| {
+        let region = &ram.regions[index];
+        [region.guest, region.size, region.user(), region.offset]
+    };
+    let file = ram.regions[2].file.as_fd();
+    let absent = numbers(2);
+    let (there, [guest, size, user, offset]) = (numbers(1), absent);
+    let mut wire = front.wire();
+
+    for (wrong, fds) in [
+        // Two descriptors, or none.
+        (absent, vec![file, file]),
+        (absent, vec![]),
+        // Over a region that is there, in either address space.
+        (there, vec![file]),
+        ([there[0], size, user, offset], vec![file]),
+        ([guest, size, there[2], offset], vec![file]),
+        // Nothing, more than its file has, and ends that wrap.
+        ([guest, 0, user, offset], vec![file]),
+        ([guest, size, user, offset + (1 << 40)], vec![file]),
+        ([u64::MAX - 4095, size, user, offset], vec![file]),
+        ([guest, size, u64::MAX - 4095, offset], vec![file]),
+    ] {
+        let added = wire.acknowledged(ADD_MEM_REG, &body(wrong), &fds);
+        assert!(!added, "{wrong:x?} with {} descriptors", fds.len());
+    }
+    for wrong in [
+        absent,
+        // Right in all but one of the three that tell a region.
+        [there[0] + 4096, there[1], there[2], there[3]],
+        [there[0], there[1] - 4096, there[2], there[3]],
+        [there[0], there[1], there[2] + 4096, there[3]],
+    ] {
+        let removed = wire.acknowledged(REM_MEM_REG, &body(wrong), &[]);
+        assert!(!removed, "{wrong:x?}");
+    }
+    // None of it was kept: what was refused for its form is taken in the right one, once.
+    assert!(wire.acknowledged(ADD_MEM_REG, &body(absent), &[file]));
+    assert!(!wire.acknowledged(ADD_MEM_REG, &body(absent), &[file]));
+    let mut queue = front.queue(0, 128);
+    assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));
+}
+
+#[test]
 fn m13_memory_table_replaced_while_requests_are_in_flight() {
     let content = pattern(13, DISK);
     let scratch = Scratch::new(Kind::Disk, &content);
