@@ -1,6 +1,9 @@
 # Each target is one script in ci/, which can as well be run by itself from any directory.
 
-.PHONY: help test test-fast lint doc demo crash fuzz-build deny ci
+.PHONY: help test test-fast lint doc demo crash fuzz fuzz-build fuzz-replay deny ci
+
+# How long `make fuzz` gives each target.
+SECONDS ?= 60
 
 help: ## What can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,8 +28,14 @@ demo: ## A Linux guest's shell, with /dev/vda served by blk-dataplane
 crash: ## Loss of power at ROUNDS times some 400 moments, all outcomes of each: make crash ROUNDS=1000 SEED=1
 	@CRASH_ROUNDS=$(or $(ROUNDS),1000) CRASH_SEED=$(or $(SEED),1) ci/crash.sh
 
-fuzz-build: ## All fuzz targets
+fuzz: ## Runs each fuzz target for a minute, or as long as told: make fuzz SECONDS=1800
+	@ci/fuzz.sh $(SECONDS)
+
+fuzz-build: ## Builds all fuzz targets
 	@ci/fuzz-build.sh
+
+fuzz-replay: ## Every committed fuzz input, without the fuzzer
+	@ci/fuzz-replay.sh
 
 deny: ## Licences, sources and vulnerabilities of the dependencies (needs the network)
 	@ci/deny.sh

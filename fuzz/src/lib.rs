@@ -12,10 +12,17 @@
 //! An oracle shares no code with what it judges. It panics on the first difference.
 
 pub mod blk_request;
+mod copies;
+mod device;
 pub mod iosched;
 pub mod mem_table;
 mod naive_memory;
+mod naive_order;
 mod naive_walk;
 mod pick;
+mod ring_input;
+mod sleep;
 pub mod vhost_message;
+pub mod vring_differential;
+pub mod vring_packed;
 pub mod vring_split;

@@ -36,18 +36,77 @@ fn descriptor(memory: &NaiveMemory, table: u64, index: u16) -> Descriptor {
     }
 }
 
+/// The buffers of a chain, empty ones too, and what holds for all of them together.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    buffers: Vec<Buffer>,
+    total: u64,
+    /// There is something to write.
+    writable: bool,
+}
+
+impl Gathered {
+    pub(crate) fn append(&mut self, buffer: Buffer) -> Result<(), ChainFault> {
+        let Buffer { addr, len, .. } = buffer;
+        if len > 0 {
+            if u128::from(addr) + u128::from(len) >= 1 << 64 {
+                return Err(ChainFault::BufferOverflow { address: addr, len });
+            }
+            self.total += u64::from(len);
+            if self.total > 1 << 32 {
+                return Err(ChainFault::TooManyBytes);
+            }
+            if !buffer.writable && self.writable {
+                return Err(ChainFault::ReadableAfterWritable);
+            }
+            self.writable |= buffer.writable;
+        }
+        self.buffers.push(buffer);
+        Ok(())
+    }
+
+    pub(crate) fn all(self) -> Vec<Buffer> {
+        self.buffers
+    }
+
+    pub(crate) fn not_empty(mut self) -> Vec<Buffer> {
+        self.buffers.retain(|buffer| buffer.len > 0);
+        self.buffers
+    }
+}
+
 /// The buffers of the chain at `head`, empty ones left out, or the first fault in its order.
 pub(crate) fn walk(
     memory: &NaiveMemory,
-    table: u64,
-    size: u16,
+    (table, size): (u64, u16),
     indirect_desc: bool,
     head: u16,
 ) -> Result<Vec<Buffer>, ChainFault> {
-    let mut buffers = Vec::new();
-    let mut total = 0;
+    let (buffers, fault) = trace(memory, (table, size), indirect_desc, head);
+    fault.map_or_else(|| Ok(buffers.not_empty()), Err)
+}
+
+/// The buffers met up to the end of the chain, or to its first fault.
+pub(crate) fn trace(
+    memory: &NaiveMemory,
+    (table, size): (u64, u16),
+    indirect_desc: bool,
+    head: u16,
+) -> (Gathered, Option<ChainFault>) {
+    let mut met = Gathered::default();
+    let fault = follow(memory, (table, size), indirect_desc, head, &mut met).err();
+    (met, fault)
+}
+
+fn follow(
+    memory: &NaiveMemory,
+    (mut table, mut limit): (u64, u16),
+    indirect_desc: bool,
+    head: u16,
+    met: &mut Gathered,
+) -> Result<(), ChainFault> {
     let mut visited = 0;
-    let (mut table, mut limit, mut nested) = (table, size, false);
+    let mut nested = false;
     let mut index = head;
     loop {
         if visited == limit {
@@ -69,23 +128,25 @@ pub(crate) fn walk(
             (nested, visited, index) = (true, 0, 0);
             continue;
         }
-        let buffer = Buffer {
+        met.append(Buffer {
             addr: found.addr,
             len: found.len,
             writable: found.writable,
-        };
-        if buffer.len > 0 {
-            append(&mut buffers, &mut total, buffer)?;
-        }
+        })?;
         match found.next {
-            None => return Ok(buffers),
+            None => return Ok(()),
             Some(next) if next >= limit => return Err(ChainFault::NextOutOfRange { next, limit }),
             Some(next) => index = next,
         }
     }
 }
 
-fn indirect_table(memory: &NaiveMemory, address: u64, len: u32) -> Result<(u64, u16), ChainFault> {
+/// Address and entries of the table that an indirect descriptor points to.
+pub(crate) fn indirect_table(
+    memory: &NaiveMemory,
+    address: u64,
+    len: u32,
+) -> Result<(u64, u16), ChainFault> {
     if len == 0 || !len.is_multiple_of(16) {
         return Err(ChainFault::IndirectTableLength { len });
     }
@@ -97,20 +158,4 @@ fn indirect_table(memory: &NaiveMemory, address: u64, len: u32) -> Result<(u64, 
         return Err(ChainFault::IndirectTableUnmapped { address, len });
     }
     Ok((address, u16::try_from(entries).expect("checked above")))
-}
-
-fn append(buffers: &mut Vec<Buffer>, total: &mut u64, buffer: Buffer) -> Result<(), ChainFault> {
-    let Buffer { addr, len, .. } = buffer;
-    if u128::from(addr) + u128::from(len) >= 1 << 64 {
-        return Err(ChainFault::BufferOverflow { address: addr, len });
-    }
-    *total += u64::from(len);
-    if *total > 1 << 32 {
-        return Err(ChainFault::TooManyBytes);
-    }
-    if !buffer.writable && buffers.last().is_some_and(|last| last.writable) {
-        return Err(ChainFault::ReadableAfterWritable);
-    }
-    buffers.push(buffer);
-    Ok(())
 }

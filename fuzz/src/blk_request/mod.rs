@@ -145,7 +145,7 @@ impl<'a> Rig<'a> {
             .iter()
             .map(|&head| {
                 let indirect = self.features & 1 << 28 != 0;
-                let chain = walk(self.naive, table, self.size.get(), indirect, head);
+                let chain = walk(self.naive, (table, self.size.get()), indirect, head);
                 predict(self.naive, chain, self.served)
             })
             .collect();

@@ -3,8 +3,10 @@
 use vm_memory::{Bytes, GuestAddress};
 use vring::driver::F_INDIRECT;
 
-use super::input::{Buffers, Op};
-use super::{Offered, Rig, segments};
+use super::input::Op;
+use super::{Offered, Rig};
+use crate::ring_input::{Buffers, segments};
+use crate::sleep::Sleep;
 
 impl Rig<'_> {
     pub(super) fn guest(&mut self, op: Op) {
@@ -24,19 +26,31 @@ impl Rig<'_> {
             }
             Op::AddIndirect { table, buffers } => self.add_indirect(table, &buffers),
             Op::GuestPublish => {
-                self.guest.publish();
+                let count = self.guest.publish();
+                self.device.published(count);
                 self.visible = self.offered.len();
+            }
+            Op::NeedsKick => {
+                let kicked = self.guest.needs_kick();
+                self.device.decided(kicked, self.clean);
             }
             Op::PollUsed => self.poll_used(),
             Op::EnableInterrupts => {
-                self.guest.enable_interrupts();
+                self.driver = Sleep::new(self.guest.enable_interrupts());
             }
-            Op::DisableInterrupts => self.guest.disable_interrupts(),
+            Op::DisableInterrupts => {
+                self.guest.disable_interrupts();
+                self.driver = Sleep::default();
+            }
             Op::SetUsedEvent { beyond } => {
                 self.guest
                     .set_used_event(self.model.used_idx.wrapping_add(beyond));
+                self.driver = Sleep::default();
             }
-            Op::SetAvailFlags(flags) => self.guest.set_avail_flags(flags),
+            Op::SetAvailFlags(flags) => {
+                self.guest.set_avail_flags(flags);
+                self.driver = Sleep::default();
+            }
             _ => {
                 self.clean = false;
                 self.misbehave(op);
@@ -53,8 +67,6 @@ impl Rig<'_> {
             .add_indirect(GuestAddress(table), &readable, &writable)
         {
             self.clean &= harmless;
-            // An empty chain has no entry to write, and what lies there is taken for one.
-            self.clean &= !(readable.is_empty() && writable.is_empty());
             let table = (table, table + 16 * entries as u64);
             self.offered.push_back(Offered {
                 head,

@@ -3,33 +3,28 @@
 use arbitrary::{Arbitrary, Result, Unstructured};
 
 use crate::pick;
-
-/// Start and length of the memory's regions: two neighbours, a hole, and a small one.
-pub(super) const REGIONS: [(u64, usize); 3] = [(0, 0x4000), (SEAM, 0x5000), (ISLAND, 0x1000)];
-const SEAM: u64 = 0x4000;
-const END: u64 = 0x9000;
-const ISLAND: u64 = 0x10000;
-const ISLAND_LEN: u64 = 0x1000;
-
-/// Room for an indirect table one entry longer than may be.
-const TABLES: u64 = SEAM;
+use crate::ring_input::{self, Buffers};
 
 /// A guest, a device, and what they do.
 #[derive(Debug)]
 pub struct Input {
-    pub(super) indirect_desc: bool,
-    pub(super) event_idx: bool,
+    pub(crate) indirect_desc: bool,
+    pub(crate) event_idx: bool,
+    pub(crate) in_order: bool,
     /// Where both indices start.
-    pub(super) index: u16,
-    pub(super) ring: Ring,
-    pub(super) ops: Vec<Op>,
+    pub(crate) index: u16,
+    pub(crate) ring: Ring,
+    pub(crate) ops: Vec<Op>,
 }
 
 impl<'a> Arbitrary<'a> for Input {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let indirect_desc = !pick::rarely(u, 4)?;
+        let bits: u8 = u.arbitrary()?;
         Ok(Self {
-            indirect_desc: !pick::rarely(u, 4)?,
-            event_idx: u.arbitrary()?,
+            indirect_desc,
+            event_idx: bits & 1 == 1,
+            in_order: bits >> 1 & 3 == 3,
             index: match u.int_in_range(0..=2u8)? {
                 0 => 0,
                 1 => 0xfff0 | u.int_in_range(0..=15)?,
@@ -43,13 +38,13 @@ impl<'a> Arbitrary<'a> for Input {
 
 /// Size and place of a ring.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ring {
-    pub(super) size: u16,
-    pub(super) place: Place,
+pub(crate) struct Ring {
+    pub(crate) size: u16,
+    pub(crate) place: Place,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// Where a driver would lay it out.
     Sound { base: u64 },
     /// Wherever: over itself, over a hole, misaligned, at the end of the address space.
@@ -62,33 +57,20 @@ pub(super) enum Place {
 
 impl<'a> Arbitrary<'a> for Ring {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let size = match u.int_in_range(0..=31u8)? {
-            30 => 128,
-            31 => 256,
-            log2 => 1 << (log2 % 6),
-        };
+        let size = ring_input::size(u)?;
         let place = if pick::rarely(u, 16)? {
             Place::Raw {
-                descriptors: aligned_address(u, 16)?,
-                available: aligned_address(u, 2)?,
-                used: aligned_address(u, 4)?,
+                descriptors: ring_input::area(u, 16)?,
+                available: ring_input::area(u, 2)?,
+                used: ring_input::area(u, 4)?,
             }
         } else {
             Place::Sound {
-                base: 0x10 * u.int_in_range(0..=0x100)?,
+                base: ring_input::base(u)?,
             }
         };
         Ok(Self { size, place })
     }
-}
-
-fn aligned_address(u: &mut Unstructured<'_>, alignment: u64) -> Result<u64> {
-    let any = address(u)?;
-    Ok(if pick::rarely(u, 8)? {
-        any
-    } else {
-        any & !(alignment - 1)
-    })
 }
 
 /// Where `used_event` is, from what is published: mostly about there.
@@ -100,83 +82,18 @@ fn beyond(u: &mut Unstructured<'_>) -> Result<u16> {
     })
 }
 
-/// An address: mostly in memory, at times at an edge of it, rarely anywhere.
-fn address(u: &mut Unstructured<'_>) -> Result<u64> {
-    Ok(match u.int_in_range(0..=31u8)? {
-        0..=21 => u.int_in_range(0..=END - 1)?,
-        22..=24 => SEAM - 0x40 + u.int_in_range(0..=0x80)?,
-        25..=27 => END - 0x40 + u.int_in_range(0..=0x80)?,
-        28..=29 => ISLAND - 0x20 + u.int_in_range(0..=ISLAND_LEN + 0x40)?,
-        30 => u64::MAX - u.int_in_range(0..=0x10000)?,
-        _ => u.arbitrary()?,
-    })
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Piece {
-    pub(super) addr: u64,
-    pub(super) len: u32,
-}
-
-impl<'a> Arbitrary<'a> for Piece {
-    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        Ok(Self {
-            addr: address(u)?,
-            len: pick::length(u)?,
-        })
-    }
-}
-
-/// Buffers of a chain. `repeat` makes long ones without a long input.
-#[derive(Debug)]
-pub(super) struct Buffers {
-    pub(super) readable: Vec<Piece>,
-    pub(super) writable: Vec<Piece>,
-}
-
-impl<'a> Arbitrary<'a> for Buffers {
-    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let mut pieces = || {
-            let count = u.int_in_range(0..=4)?;
-            let mut pieces = (0..count)
-                .map(|_| u.arbitrary())
-                .collect::<Result<Vec<Piece>>>()?;
-            if pick::rarely(u, 32)? {
-                let count = usize::from(u.int_in_range(0..=1100u16)?);
-                pieces = pieces.into_iter().cycle().take(count).collect();
-            }
-            Ok(pieces)
-        };
-        Ok(Self {
-            readable: pieces()?,
-            writable: pieces()?,
-        })
-    }
-}
-
 /// A descriptor as it stands in memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Raw {
-    pub(super) addr: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
+pub(crate) struct Raw {
+    pub(crate) addr: u64,
+    pub(crate) len: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
 }
 
 impl<'a> Arbitrary<'a> for Raw {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let flags = if pick::rarely(u, 16)? {
-            u.arbitrary()?
-        } else {
-            u.int_in_range(0..=7)?
-        };
-        // An indirect descriptor wants a table that is likely to be there.
-        let (addr, len) = if flags & 4 != 0 && !pick::rarely(u, 8)? {
-            let at = TABLES - 0x40 + u.int_in_range(0..=0x80)?;
-            (at, 16 * u.int_in_range(1..=8)?)
-        } else {
-            (address(u)?, pick::length(u)?)
-        };
+        let (addr, len, flags) = ring_input::raw(u)?;
         Ok(Self {
             addr,
             len,
@@ -186,11 +103,34 @@ impl<'a> Arbitrary<'a> for Raw {
     }
 }
 
+/// What is wrong with a state that is restored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Change {
+    /// Base of the other format.
+    Packed(u16),
+    NextAvail(u16),
+    /// `None`: as of a packed ring.
+    UsedIndex(Option<u16>),
+    Ring(Ring),
+}
+
+impl<'a> Arbitrary<'a> for Change {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        Ok(match u.int_in_range(0..=7u8)? {
+            0 => Self::Packed(u.arbitrary()?),
+            1..=4 => Self::NextAvail(u.arbitrary()?),
+            5..=6 => Self::UsedIndex(u.arbitrary()?),
+            _ => Self::Ring(u.arbitrary()?),
+        })
+    }
+}
+
 /// One step. Indices and positions are taken modulo what there is.
 #[derive(Debug)]
-pub(super) enum Op {
+pub(crate) enum Op {
     // The device.
     Pop,
+    /// With the upper half of `which`, as much as there is room for.
     Push {
         which: u8,
         len: u32,
@@ -203,6 +143,10 @@ pub(super) enum Op {
     EnableNotification,
     DisableNotification,
     HasAvailable,
+    Pass {
+        limit: u8,
+        keep: u8,
+    },
     CopyFromReadable {
         offset: u32,
         count: u16,
@@ -215,6 +159,7 @@ pub(super) enum Op {
     Resume {
         base: Option<u16>,
     },
+    Restore(Option<Change>),
     StartFresh {
         ring: Ring,
         index: u16,
@@ -231,6 +176,7 @@ pub(super) enum Op {
         buffers: Buffers,
     },
     GuestPublish,
+    NeedsKick,
     PollUsed,
     EnableInterrupts,
     DisableInterrupts,
@@ -271,16 +217,7 @@ pub(super) enum Op {
 
 impl<'a> Arbitrary<'a> for Op {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        // Where a table goes: its first entries may lie before the seam.
-        let table = |u: &mut Unstructured<'a>| {
-            Ok(match u.int_in_range(0..=7u8)? {
-                0..=4 => TABLES + 16 * u.int_in_range(0..=8)?,
-                5 => TABLES + u.int_in_range(0..=0x40)?,
-                6 => TABLES - 0x40 + u.int_in_range(0..=0x40)?,
-                _ => address(u)?,
-            })
-        };
-        Ok(match u.int_in_range(0..=127u8)? {
+        Ok(match u.int_in_range(0..=139u8)? {
             0..=19 => Self::Pop,
             20..=31 => Self::Push {
                 which: u.arbitrary()?,
@@ -325,7 +262,7 @@ impl<'a> Arbitrary<'a> for Op {
             },
             72..=80 => Self::AddDirect(u.arbitrary()?),
             81..=90 => Self::AddIndirect {
-                table: table(u)?,
+                table: ring_input::table(u)?,
                 buffers: u.arbitrary()?,
             },
             91..=102 => Self::GuestPublish,
@@ -344,7 +281,7 @@ impl<'a> Arbitrary<'a> for Op {
                 Self::OfferRaw { descriptors, head }
             }
             117..=118 => Self::WriteTableEntry {
-                address: table(u)?,
+                address: ring_input::table(u)?,
                 entry: u.arbitrary()?,
             },
             119 => Self::WriteAvailEntry {
@@ -367,10 +304,20 @@ impl<'a> Arbitrary<'a> for Op {
                 id: u.arbitrary()?,
                 len: u.arbitrary()?,
             },
-            _ => Self::WriteBytes {
-                address: address(u)?,
+            127 => Self::WriteBytes {
+                address: ring_input::address(u)?,
                 bytes: u.arbitrary()?,
             },
+            128..=133 => Self::Pass {
+                limit: u.int_in_range(0..=8)?,
+                keep: u.arbitrary()?,
+            },
+            134..=136 => Self::NeedsKick,
+            _ => Self::Restore(if pick::rarely(u, 4)? {
+                Some(u.arbitrary()?)
+            } else {
+                None
+            }),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Operations in any order on a split ring: [`SplitQueue`] driven by [`vring::driver`], compared
+//! Operations in any order on a split ring: [`Queue`] driven by [`vring::driver`], compared
 //! with a model over plain bytes.
 //!
 //! After each run of device operations all of guest memory is compared with what the model wrote,
@@ -6,38 +6,35 @@
 //! the guest has kept to the rules, a second check needs no model of the ring at all: chains come
 //! out in the order and with the buffers they went in, and completions arrive as they were pushed.
 
-mod copies;
 mod guest;
-mod input;
+pub(crate) mod input;
+mod lifecycle;
 mod model;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 use vring::driver::{SplitDriver, SplitLayout};
 use vring::{
-    Chain, Head, PopError, QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, Segment,
-    SplitQueue,
+    Chain, Head, Queue, QueueConfig, QueueSize, RingAddresses, RingBase, RingFeatures, Segment,
 };
 
 pub use self::input::Input;
-use self::input::{Buffers, Op, Piece, Place, REGIONS, Ring};
-use self::model::{Areas, Model, Popped};
+use self::input::{Op, Place, Ring};
+use self::model::{Areas, Features, Model, Popped};
+use crate::copies;
+use crate::device::{Found, found, full, pass};
 use crate::naive_memory::NaiveMemory;
 use crate::naive_walk::Buffer;
-
-type Memory = GuestMemoryMmap<()>;
+use crate::ring_input::{Buffers, Memory, REGIONS, memory};
+use crate::sleep::Sleep;
 
 thread_local! {
     /// Mapped once: mapping costs more than everything else in a run.
-    static MEMORY: RefCell<(Arc<Memory>, NaiveMemory)> = RefCell::new((
-        Arc::new(
-            Memory::from_ranges(&REGIONS.map(|(at, len)| (GuestAddress(at), len))).unwrap(),
-        ),
-        NaiveMemory::new(&REGIONS),
-    ));
+    static MEMORY: RefCell<(Arc<Memory>, NaiveMemory)> =
+        RefCell::new((Arc::new(memory()), NaiveMemory::new(&REGIONS)));
 }
 
 /// Runs one input; panics where queue and model differ.
@@ -66,7 +63,7 @@ struct Rig<'a> {
     memory: Arc<Memory>,
     naive: &'a mut NaiveMemory,
     guest: SplitDriver<Memory>,
-    queue: SplitQueue<Memory>,
+    queue: Queue<Memory>,
     model: Model,
     chain: Chain,
     /// What `chain` holds, if the latest pop filled it.
@@ -84,9 +81,13 @@ struct Rig<'a> {
     /// By head.
     popped: BTreeMap<u16, Offered>,
     completed: VecDeque<(u16, u32)>,
+    /// Chains will never come back, since their device was replaced.
+    forgotten: bool,
+    device: Sleep,
+    driver: Sleep,
 }
 
-fn addresses(ring: Ring) -> Option<(QueueSize, RingAddresses)> {
+pub(crate) fn addresses(ring: Ring) -> Option<(QueueSize, RingAddresses)> {
     let size = QueueSize::new(u32::from(ring.size)).expect("a power of two");
     let addresses = match ring.place {
         Place::Sound { base } => SplitLayout::new(GuestAddress(base), size).ok()?.addresses(),
@@ -111,20 +112,57 @@ fn areas(addresses: RingAddresses) -> Areas {
     }
 }
 
-fn segments(pieces: &[Piece]) -> Vec<Segment> {
-    let segment = |piece: &Piece| Segment {
-        addr: GuestAddress(piece.addr),
-        len: piece.len,
+/// A guest and a device on a new ring.
+struct Fresh {
+    guest: SplitDriver<Memory>,
+    queue: Queue<Memory>,
+    model: Model,
+}
+
+/// `None` if the ring cannot be there, and the queue says so too.
+fn fresh(
+    memory: &Arc<Memory>,
+    naive: &mut NaiveMemory,
+    (ring, index): (Ring, u16),
+    features: RingFeatures,
+) -> Option<Fresh> {
+    let (size, addresses) = addresses(ring)?;
+    let config = QueueConfig {
+        size,
+        addresses,
+        features,
+        base: RingBase::Split { next_avail: index },
     };
-    pieces.iter().map(segment).collect()
+    let start = || Queue::start(Arc::clone(memory), &config);
+    if !areas(addresses).hold(naive, size.get()) {
+        start().unwrap_err();
+        naive.compare(&**memory, |_| false);
+        return None;
+    }
+    let guest =
+        SplitDriver::starting_at(Arc::clone(memory), addresses, size, features, index).unwrap();
+    naive.refresh(&**memory);
+    let queue = start().unwrap();
+    let bits = Features {
+        indirect_desc: features.indirect_desc,
+        event_idx: features.event_idx,
+        in_order: features.in_order,
+    };
+    let model = Model::start(naive, areas(addresses), size.get(), bits, index);
+    Some(Fresh {
+        guest,
+        queue,
+        model,
+    })
 }
 
 impl<'a> Rig<'a> {
-    /// `None` if the ring cannot be there, and the queue says so too.
+    /// `None` if the ring cannot be there.
     fn new(memory: Arc<Memory>, naive: &'a mut NaiveMemory, input: &Input) -> Option<Self> {
         let Input {
             indirect_desc,
             event_idx,
+            in_order,
             index,
             ring,
             ..
@@ -132,33 +170,21 @@ impl<'a> Rig<'a> {
         let features = RingFeatures {
             indirect_desc,
             event_idx,
-            ..RingFeatures::default()
+            in_order,
+            packed: false,
         };
-        let (size, addresses) = addresses(ring)?;
-        let config = QueueConfig {
-            size,
-            addresses,
-            features,
-            base: RingBase::Split { next_avail: index },
-        };
-        if !areas(addresses).hold(naive, size.get()) {
-            SplitQueue::start(Arc::clone(&memory), &config).unwrap_err();
-            naive.compare(&*memory, |_| false);
-            return None;
-        }
-        let guest = SplitDriver::starting_at(Arc::clone(&memory), addresses, size, features, index)
-            .unwrap();
-        naive.refresh(&*memory);
-        let queue = SplitQueue::start(Arc::clone(&memory), &config).unwrap();
-        let features = (indirect_desc, event_idx);
-        let model = Model::start(naive, areas(addresses), size.get(), features, index);
-        Some(Self {
+        let Fresh {
+            guest,
+            queue,
+            model,
+        } = fresh(&memory, naive, (ring, index), features)?;
+        let rig = Self {
+            chain: Chain::for_queue(queue.size()),
             memory,
             naive,
             guest,
             queue,
             model,
-            chain: Chain::for_queue(size),
             buffers: None,
             heads: Vec::new(),
             guest_wrote: false,
@@ -168,7 +194,12 @@ impl<'a> Rig<'a> {
             visible: 0,
             popped: BTreeMap::new(),
             completed: VecDeque::new(),
-        })
+            forgotten: false,
+            device: Sleep::default(),
+            driver: Sleep::default(),
+        };
+        rig.compare_state();
+        Some(rig)
     }
 
     fn step(&mut self, op: Op) {
@@ -181,10 +212,12 @@ impl<'a> Rig<'a> {
             | Op::EnableNotification
             | Op::DisableNotification
             | Op::HasAvailable
+            | Op::Pass { .. }
             | Op::CopyFromReadable { .. }
             | Op::CopyToWritable { .. }
             | Op::SetMemory(_)
-            | Op::Resume { .. } => {
+            | Op::Resume { .. }
+            | Op::Restore(_) => {
                 self.before_device();
                 self.device(op);
                 self.compare_state();
@@ -199,11 +232,7 @@ impl<'a> Rig<'a> {
     }
 
     fn round_trip(&mut self, count: u8, beyond: u16) {
-        let buffers = || Buffers {
-            readable: vec![Piece { addr: 0, len: 16 }],
-            writable: vec![Piece { addr: 0, len: 1 }],
-        };
-        (0..count).for_each(|_| self.step(Op::AddDirect(buffers())));
+        (0..count).for_each(|_| self.step(Op::AddDirect(Buffers::plain())));
         self.step(Op::GuestPublish);
         for _ in 0..count {
             self.step(Op::Pop);
@@ -235,118 +264,113 @@ impl<'a> Rig<'a> {
                 self.pop();
             }
             Op::Push { which, len } => self.push(which, len),
-            Op::Publish => self.publish(),
+            Op::Publish => {
+                let published = self.queue.publish();
+                self.published(published);
+            }
             Op::Unpop { which } => self.unpop(which),
             Op::ShouldNotify => {
-                assert_eq!(
-                    self.queue.should_notify(),
-                    self.model.should_notify(self.naive)
-                );
+                let notified = self.queue.should_notify();
+                self.notified(notified);
             }
-            Op::EnableNotification => assert_eq!(
-                self.queue.enable_notification(),
-                self.model.enable_notification(self.naive)
-            ),
+            Op::EnableNotification => {
+                let empty = self.queue.enable_notification();
+                self.enabled(empty);
+            }
             Op::DisableNotification => {
                 self.queue.disable_notification();
-                self.model.disable_notification(self.naive);
+                self.disabled();
             }
             Op::HasAvailable => {
-                assert_eq!(
-                    self.queue.has_available(),
-                    self.model.has_available(self.naive)
-                );
+                let available = self.queue.has_available();
+                assert_eq!(available, self.model.has_available(self.naive));
             }
-            Op::CopyFromReadable { offset, count } => self.copy_from_readable(offset, count),
+            Op::Pass { limit, keep } => self.pass(limit, keep),
+            Op::CopyFromReadable { offset, count } => {
+                if let Some(buffers) = &self.buffers {
+                    let range = (offset, count);
+                    let memory = &self.memory;
+                    copies::copy_from_readable(&self.chain, buffers, memory, self.naive, range);
+                }
+            }
             Op::CopyToWritable { offset, count } => self.copy_to_writable(offset, count),
             Op::SetMemory(ring) => self.set_memory(ring),
             Op::Resume { base } => self.resume(base),
+            Op::Restore(change) => self.restore(change),
             _ => unreachable!("the guest's"),
         }
     }
 
     /// Pops from both. True if there was a chain, good or bad.
     fn pop(&mut self) -> bool {
-        let popped = self.queue.pop(&mut self.chain);
+        let (found, head) = found(self.queue.pop(&mut self.chain), &self.chain);
+        let popped = self.judge(found).is_some();
+        self.heads.extend(head);
+        popped
+    }
+
+    /// What the queue found is what the model finds.
+    fn judge(&mut self, found: Found) -> Option<u16> {
         let expected = self.model.pop(self.naive);
         self.buffers = None;
-        match (popped, expected) {
-            (Ok(None), Popped::Nothing) => {
+        match (found, expected) {
+            (Found::Nothing, Popped::Nothing) => {
                 assert!(!self.clean || self.visible == 0, "a chain was overlooked");
-                false
-            }
-            (Ok(Some(found)), Popped::Chain { head, buffers }) => {
-                assert_eq!(found.index(), head);
-                self.compare_chain(&buffers);
-                self.heads.push(found);
-                self.buffers = Some(buffers);
-                self.take_offered(head, true);
-                true
+                None
             }
             (
-                Err(PopError::Chain {
-                    head: found,
+                Found::Chain {
+                    head: index,
+                    buffers: found,
+                },
+                Popped::Chain { head, buffers },
+            ) => {
+                assert_eq!((index, found), (head, buffers.clone()));
+                self.take_offered(head, Some(&buffers));
+                self.buffers = Some(buffers);
+                Some(head)
+            }
+            (
+                Found::BadChain {
+                    head: index,
                     fault: why,
-                }),
+                },
                 Popped::BadChain { head, fault },
             ) => {
-                assert_eq!((found.index(), why), (head, fault));
-                self.heads.push(found);
-                self.take_offered(head, false);
-                true
+                assert_eq!((index, why), (head, fault));
+                self.take_offered(head, None);
+                Some(head)
             }
-            (Err(PopError::Ring(found)), Popped::Broken(fault)) => {
+            (Found::Broken(found), Popped::Broken(fault)) => {
                 assert_eq!(found, fault);
                 assert!(!self.clean, "{fault} without a cause");
-                false
+                None
             }
-            (popped, expected) => panic!("popped {popped:?} instead of {expected:?}"),
+            (found, expected) => panic!("popped {found:?} instead of {expected:?}"),
         }
     }
 
-    fn compare_chain(&self, buffers: &[Buffer]) {
-        let found = [
-            (self.chain.readable(), false),
-            (self.chain.writable(), true),
-        ];
-        let found = found.iter().flat_map(|&(segments, writable)| {
-            segments.iter().map(move |segment| Buffer {
-                addr: segment.addr.0,
-                len: segment.len,
-                writable,
-            })
-        });
-        assert!(
-            found.eq(buffers.iter().copied()),
-            "{:?} is not {buffers:?}",
-            self.chain
-        );
-        let total = |writable| -> u64 {
-            let lens = buffers.iter().filter(|buffer| buffer.writable == writable);
-            lens.map(|buffer| u64::from(buffer.len)).sum()
-        };
-        assert_eq!(self.chain.readable_len(), total(false));
-        assert_eq!(self.chain.writable_len(), total(true));
-    }
-
     /// What came out is what went in.
-    fn take_offered(&mut self, head: u16, whole: bool) {
+    fn take_offered(&mut self, head: u16, buffers: Option<&[Buffer]>) {
         if !self.clean {
             return;
         }
         assert!(self.visible > 0, "popped what was not published");
         let offered = self.offered.pop_front().expect("at least the visible ones");
         assert_eq!(offered.head, head);
-        if whole {
-            let not_empty = |segments: &[Segment]| -> Vec<Segment> {
-                segments
-                    .iter()
-                    .copied()
-                    .filter(|segment| segment.len > 0)
-                    .collect()
+        if let Some(buffers) = buffers {
+            let went_in = |segments: &[Segment], writable: bool| -> Vec<Buffer> {
+                let buffer = |segment: &Segment| Buffer {
+                    addr: segment.addr.0,
+                    len: segment.len,
+                    writable,
+                };
+                let all = segments.iter().map(buffer);
+                all.filter(|buffer| buffer.len > 0).collect()
             };
-            assert_eq!(self.chain.readable(), not_empty(&offered.readable));
-            assert_eq!(self.chain.writable(), not_empty(&offered.writable));
+            let readable = went_in(&offered.readable, false);
+            let writable = went_in(&offered.writable, true);
+            assert_eq!(buffers, [readable, writable].concat());
         }
         self.visible -= 1;
         self.popped.insert(head, offered);
@@ -356,18 +380,79 @@ impl<'a> Rig<'a> {
         if self.heads.is_empty() {
             return;
         }
-        let head = self
-            .heads
-            .swap_remove(usize::from(which) % self.heads.len());
-        self.popped.remove(&head.index());
-        self.model.push(self.naive, head.index(), len);
+        let at = usize::from(which) % self.heads.len();
+        let head = self.heads.swap_remove(at);
+        let index = head.index();
+        let len = if which < 128 {
+            len
+        } else {
+            full(self.model.room(index))
+        };
         self.queue.push(head, len);
+        self.pushed(index, len);
     }
 
-    fn publish(&mut self) {
+    fn pushed(&mut self, head: u16, len: u32) {
+        self.popped.remove(&head);
+        self.model.push(self.naive, head, len);
+    }
+
+    fn published(&mut self, count: usize) {
         let published = self.model.publish(self.naive);
-        assert_eq!(self.queue.publish(), published.len());
+        assert_eq!(count, published.len());
+        self.driver.published(count);
         self.completed.extend(published);
+    }
+
+    fn notified(&mut self, notified: bool) {
+        assert_eq!(notified, self.model.should_notify(self.naive));
+        self.driver.decided(notified, self.clean);
+    }
+
+    fn enabled(&mut self, empty: bool) {
+        assert_eq!(empty, self.model.enable_notification(self.naive));
+        self.device = Sleep::new(empty);
+    }
+
+    fn disabled(&mut self) {
+        self.model.disable_notification(self.naive);
+        self.device = Sleep::default();
+    }
+
+    fn pass(&mut self, limit: u8, keep: u8) {
+        let (steps, finished) = pass(&mut self.queue, &mut self.chain, limit, keep);
+        let mut left = limit;
+        let mut empty = false;
+        for step in steps {
+            if left == 0 {
+                // It does not even look.
+                assert!(matches!(step.found, Found::Nothing));
+                break;
+            }
+            let Some(index) = self.judge(step.found) else {
+                empty = true;
+                break;
+            };
+            if left == limit {
+                self.disabled();
+            }
+            left -= 1;
+            match (step.head, step.pushed) {
+                (Some(head), _) => self.heads.push(head),
+                (None, len) => self.pushed(index, len.expect("kept, or pushed")),
+            }
+        }
+        // The storage has been used again since.
+        self.buffers = None;
+        let published = self.model.publish(self.naive);
+        self.driver.published(published.len());
+        self.completed.extend(published);
+        self.notified(finished.notify);
+        if empty {
+            self.enabled(finished.sleep);
+        } else {
+            assert!(!finished.sleep, "it has not looked");
+        }
     }
 
     fn unpop(&mut self, which: u8) {
@@ -397,108 +482,25 @@ impl<'a> Rig<'a> {
         }
     }
 
-    /// `None`: where it is already.
-    fn set_memory(&mut self, ring: Option<Ring>) {
-        let moved = ring.and_then(|ring| {
-            addresses(Ring {
-                size: self.model.size,
-                ..ring
-            })
-        });
-        let addresses = match moved {
-            Some((_, addresses)) => {
-                // The guest has not moved with it.
-                self.clean = false;
-                addresses
-            }
-            None => RingAddresses {
-                descriptor_area: GuestAddress(self.model.areas.descriptors),
-                driver_area: GuestAddress(self.model.areas.available),
-                device_area: GuestAddress(self.model.areas.used),
-            },
-        };
-        let result = self.queue.set_memory(Arc::clone(&self.memory), addresses);
-        assert_eq!(
-            result.is_ok(),
-            self.model.set_memory(self.naive, areas(addresses))
-        );
-    }
-
-    /// A new queue on the same ring, as after a reconnect: what was in flight stays with the guest.
-    fn resume(&mut self, base: Option<u16>) {
-        self.clean &= base.is_none();
-        let base = base.unwrap_or(self.model.next_avail);
-        let Model {
-            areas,
-            size,
-            indirect_desc,
-            event_idx,
-            ..
-        } = self.model;
-        let config = QueueConfig {
-            size: self.queue.size(),
-            addresses: RingAddresses {
-                descriptor_area: GuestAddress(areas.descriptors),
-                driver_area: GuestAddress(areas.available),
-                device_area: GuestAddress(areas.used),
-            },
-            features: self.queue.features(),
-            base: RingBase::Split { next_avail: base },
-        };
-        self.queue = SplitQueue::start(Arc::clone(&self.memory), &config).unwrap();
-        self.model = Model::start(self.naive, areas, size, (indirect_desc, event_idx), base);
-        self.forget_in_flight();
-    }
-
-    fn forget_in_flight(&mut self) {
-        self.heads.clear();
-        self.popped.clear();
-        self.buffers = None;
-    }
-
-    /// Guest and device begin anew, elsewhere; or stay, if the ring cannot be there.
-    fn start_fresh(&mut self, ring: Ring, index: u16) {
-        let Some((size, addresses)) = addresses(ring) else {
-            return;
-        };
-        let features = self.queue.features();
-        let config = QueueConfig {
-            size,
-            addresses,
-            features,
-            base: RingBase::Split { next_avail: index },
-        };
-        if !areas(addresses).hold(self.naive, size.get()) {
-            self.before_device();
-            SplitQueue::start(Arc::clone(&self.memory), &config).unwrap_err();
-            return;
+    fn copy_to_writable(&mut self, offset: u32, count: u16) {
+        let Some(buffers) = &self.buffers else { return };
+        let range = (offset, count);
+        let memory = &self.memory;
+        let written = copies::copy_to_writable(&self.chain, buffers, memory, self.naive, range);
+        if written.into_iter().any(|at| self.in_use(at, 1)) {
+            // The guest has harmed itself.
+            self.clean = false;
         }
-        self.before_guest();
-        self.guest =
-            SplitDriver::starting_at(Arc::clone(&self.memory), addresses, size, features, index)
-                .unwrap();
-        self.before_device();
-        self.queue = SplitQueue::start(Arc::clone(&self.memory), &config).unwrap();
-        let bits = (features.indirect_desc, features.event_idx);
-        self.model = Model::start(self.naive, areas(addresses), size.get(), bits, index);
-        self.chain = Chain::for_queue(size);
-        self.forget_in_flight();
-        self.offered.clear();
-        self.visible = 0;
-        self.completed.clear();
-        self.clean = matches!(ring.place, Place::Sound { .. });
-        self.compare_state();
     }
 
     /// What the queue says of itself.
     fn compare_state(&self) {
-        assert_eq!(
-            usize::from(self.queue.in_flight()),
-            self.model.in_flight.len()
-        );
-        assert_eq!(usize::from(self.queue.in_flight()), self.heads.len());
+        let in_flight = usize::from(self.queue.in_flight());
+        assert_eq!(in_flight, self.model.owned.in_flight());
+        assert_eq!(in_flight, self.heads.len());
         assert!(self.queue.in_flight() <= self.model.size);
-        assert_eq!(self.queue.next_avail(), self.model.next_avail);
+        let next_avail = self.model.next_avail;
+        assert_eq!(self.queue.base(), RingBase::Split { next_avail });
         assert_eq!(self.queue.fault(), self.model.fault);
     }
 
@@ -517,12 +519,16 @@ impl<'a> Rig<'a> {
         while !self.heads.is_empty() {
             self.push(u8::MAX, 0);
         }
-        self.publish();
+        let published = self.queue.publish();
+        self.published(published);
         self.compare_state();
         assert_eq!(self.queue.in_flight(), 0);
         self.before_guest();
         while self.clean && !self.completed.is_empty() {
             self.poll_used();
+        }
+        if self.clean && !self.forgotten && self.offered.is_empty() {
+            assert_eq!(self.guest.free(), self.model.size, "a chain is missing");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The device side of a split ring over plain bytes: every result and every byte it should write.
 
-use std::collections::BTreeSet;
-
 use vring::{ChainFault, RingFault};
 
+use crate::device::room;
 use crate::naive_memory::NaiveMemory;
+use crate::naive_order::NaiveOrder;
 use crate::naive_walk::{Buffer, walk};
 
 /// Addresses of the three areas.
@@ -31,7 +31,7 @@ impl Areas {
 }
 
 /// What a pop should return.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) enum Popped {
     Nothing,
     Chain { head: u16, buffers: Vec<Buffer> },
@@ -39,12 +39,19 @@ pub(super) enum Popped {
     Broken(RingFault),
 }
 
+/// What the ring features change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Features {
+    pub(super) indirect_desc: bool,
+    pub(super) event_idx: bool,
+    pub(super) in_order: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) areas: Areas,
     pub(super) size: u16,
-    pub(super) indirect_desc: bool,
-    pub(super) event_idx: bool,
+    pub(super) features: Features,
     pub(super) next_avail: u16,
     /// Entries seen to be available and not fetched yet.
     seen: u16,
@@ -52,7 +59,8 @@ pub(super) struct Model {
     pub(super) staged: Vec<(u16, u32)>,
     /// Elements published since the latest notification decision; `None` before the first.
     undecided: Option<u32>,
-    pub(super) in_flight: BTreeSet<u16>,
+    /// By head.
+    pub(super) owned: NaiveOrder<u16>,
     latest: Option<u16>,
     pub(super) fault: Option<RingFault>,
     reported: bool,
@@ -66,7 +74,7 @@ impl Model {
         memory: &mut NaiveMemory,
         areas: Areas,
         size: u16,
-        (indirect_desc, event_idx): (bool, bool),
+        features: Features,
         base: u16,
     ) -> Self {
         let used_idx = memory.word(areas.used + 2);
@@ -74,14 +82,13 @@ impl Model {
         Self {
             areas,
             size,
-            indirect_desc,
-            event_idx,
+            features,
             next_avail: base,
             seen: 0,
             used_idx,
             staged: Vec::new(),
             undecided: None,
-            in_flight: BTreeSet::new(),
+            owned: NaiveOrder::new(),
             latest: None,
             fault: None,
             reported: false,
@@ -130,19 +137,20 @@ impl Model {
                 size: self.size,
             });
         }
-        if !self.in_flight.insert(head) {
+        if self.owned.iter().any(|chain| chain.key == head) {
             return self.broken(RingFault::HeadInFlight { head });
         }
         self.next_avail = self.next_avail.wrapping_add(1);
         self.seen -= 1;
         self.latest = Some(head);
-        match walk(
+        let walked = walk(
             memory,
-            self.areas.descriptors,
-            self.size,
-            self.indirect_desc,
+            (self.areas.descriptors, self.size),
+            self.features.indirect_desc,
             head,
-        ) {
+        );
+        self.owned.arrive(head, walked.as_deref().ok().map(room));
+        match walked {
             Ok(buffers) => Popped::Chain { head, buffers },
             Err(fault) => Popped::BadChain { head, fault },
         }
@@ -161,7 +169,7 @@ impl Model {
             return false;
         }
         self.latest = None;
-        self.in_flight.remove(&head);
+        self.owned.remove(&head);
         self.next_avail = self.next_avail.wrapping_sub(1);
         if self.fault.is_none() {
             self.seen += 1;
@@ -169,21 +177,30 @@ impl Model {
         true
     }
 
+    /// Bytes there are to write, if the chain is sound.
+    pub(super) fn room(&self, head: u16) -> Option<u64> {
+        self.owned.iter().find(|chain| chain.key == head)?.room
+    }
+
     pub(super) fn push(&mut self, memory: &mut NaiveMemory, head: u16, len: u32) {
-        assert!(
-            self.in_flight.remove(&head),
-            "the harness pushes what it popped"
-        );
-        if self.lost {
-            return;
-        }
         if self.latest == Some(head) {
             self.latest = None;
         }
+        if self.features.in_order {
+            self.owned.complete(&head, len);
+            return;
+        }
+        self.owned.remove(&head);
+        if !self.lost {
+            self.stage(memory, head, len);
+            self.staged.push((head, len));
+        }
+    }
+
+    fn stage(&self, memory: &mut NaiveMemory, head: u16, len: u32) {
         let at = self.used_slot(self.used_idx.wrapping_add(self.staged_count()));
         memory.write(at, &u32::from(head).to_le_bytes());
         memory.write(at + 4, &len.to_le_bytes());
-        self.staged.push((head, len));
     }
 
     /// At most 65536 / 2 heads are in flight at once, but one may be pushed again and again before
@@ -194,6 +211,14 @@ impl Model {
 
     /// What is published.
     pub(super) fn publish(&mut self, memory: &mut NaiveMemory) -> Vec<(u16, u32)> {
+        if self.features.in_order && !self.lost {
+            for group in self.owned.turns() {
+                if let Some(&(last, len)) = group.last() {
+                    self.stage(memory, last, len);
+                }
+                self.staged.extend(group);
+            }
+        }
         if !self.staged.is_empty() {
             self.used_idx = self.used_idx.wrapping_add(self.staged_count());
             memory.write(self.areas.used + 2, &self.used_idx.to_le_bytes());
@@ -214,7 +239,7 @@ impl Model {
         if published == Some(0) {
             return false;
         }
-        if !self.event_idx {
+        if !self.features.event_idx {
             return memory.word(self.areas.available) & 1 == 0;
         }
         let Some(published) = published else {
@@ -232,7 +257,7 @@ impl Model {
         if self.fault.is_some() {
             return true;
         }
-        if self.event_idx {
+        if self.features.event_idx {
             let at = self.areas.used + 4 + 8 * u64::from(self.size);
             memory.write(at, &self.next_avail.to_le_bytes());
         } else {
@@ -244,7 +269,7 @@ impl Model {
 
     /// The device writes the flag once, whatever the guest makes of it afterwards.
     pub(super) fn disable_notification(&mut self, memory: &mut NaiveMemory) {
-        if !self.event_idx && !self.lost && !self.kicks_disabled {
+        if !self.features.event_idx && !self.lost && !self.kicks_disabled {
             memory.write(self.areas.used, &[1, 0]);
             self.kicks_disabled = true;
         }
@@ -271,5 +296,10 @@ impl Model {
         self.lost = true;
         self.staged.clear();
         false
+    }
+
+    /// Whether a chain would be forgotten if another device took over now.
+    pub(super) fn is_idle(&self) -> bool {
+        self.owned.iter().next().is_none() && self.staged.is_empty()
     }
 }

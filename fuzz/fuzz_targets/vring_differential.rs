@@ -1,0 +1,8 @@
+//! See `README.md`.
+#![no_main]
+
+use blk_dataplane_fuzz::vring_differential::{Input, run};
+
+libfuzzer_sys::fuzz_target!(|input: Input| {
+    run(input);
+});
