@@ -3,7 +3,7 @@
 //!
 //! Offered besides the device's own features: the protocol features MQ, CONFIG, REPLY_ACK,
 //! CONFIGURE_MEM_SLOTS (libblkio insists on the last three), BACKEND_REQ, by which a front-end is told of a new
-//! capacity, RESET_DEVICE and STATUS.
+//! capacity, INFLIGHT_SHMFD, LOG_SHMFD, RESET_DEVICE and STATUS.
 //!
 //! ```text
 //! socket ─ ancillary ─> stream ───> request ──> session ───────> backend ──> DataPlane

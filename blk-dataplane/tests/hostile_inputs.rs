@@ -45,7 +45,14 @@ fn rows_of(test: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn every_row_names_tests_that_exist_and_are_of_that_row() {
     let mut found: Vec<(&str, BTreeSet<String>)> = Vec::new();
-    for name in ["blk-dataplane", "event-poll", "ioq", "iosched", "vring"] {
+    for name in [
+        "blk-dataplane",
+        "event-poll",
+        "hostmem",
+        "ioq",
+        "iosched",
+        "vring",
+    ] {
         let mut tests = BTreeSet::new();
         for part in ["src", "tests"] {
             tests_in(&folder_of(name).join(part), &mut tests);
@@ -84,7 +91,7 @@ fn every_row_names_tests_that_exist_and_are_of_that_row() {
             assert!(own, "{} is not of row {id}", piece[1]);
         }
     }
-    // 30 B, 3 T, 11 I, 6 X and 5 Z, each once.
-    assert_eq!(rows.len(), 55);
-    assert_eq!(rows.iter().collect::<BTreeSet<_>>().len(), 55);
+    // 30 B, 3 T, 11 I, 6 X, 5 Z, 13 S, 9 F, 18 C, 18 M and 3 K, each once.
+    assert_eq!(rows.len(), 116);
+    assert_eq!(rows.iter().collect::<BTreeSet<_>>().len(), 116);
 }

@@ -37,6 +37,7 @@ targets![
     blk_request,
     iosched,
     mem_table,
+    vhost_message,
     vring_differential,
     vring_packed,
     vring_split,

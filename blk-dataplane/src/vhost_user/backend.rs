@@ -44,7 +44,7 @@ pub(super) struct Backend {
     /// Call and err descriptors that the data thread has.
     handed: Arc<Handed>,
     /// Tells the front-end of a new capacity, if it has given a socket to do so.
-    told: Option<ConfigSubscription>,
+    told: Option<(ConfigChannel, ConfigSubscription)>,
     /// Negotiated feature bits.
     features: u64,
     /// The latest features that the front-end wanted were not to be had.
@@ -257,10 +257,19 @@ impl Backend {
     /// The front-end is told of changes through this socket from now on, and no longer through one before it
     /// (row C15).
     fn set_backend_req_fd(&mut self, fd: OwnedFd) -> Result<()> {
-        let channel = ConfigChannel::new(fd)
+        let channel = ConfigChannel::new(fd, !self.any_running())
             .ok_or_else(|| Refused::because("the descriptor is no Unix stream socket"))?;
-        self.told = Some(self.plane.device().on_config_change(Box::new(channel)));
+        let device = self.plane.device();
+        let subscription = device.on_config_change(Box::new(channel.clone()));
+        self.told = Some((channel, subscription));
         Ok(())
+    }
+
+    /// A ring has started or stopped.
+    fn rings_changed(&self) {
+        if let Some((channel, _)) = &self.told {
+            channel.set_suspended(!self.any_running());
+        }
     }
 
     /// Row C17: 0 resets the device (virtio 1.3 §2.1). Any other is kept for the driver to read; rings run by

@@ -8,14 +8,14 @@ use std::time::Duration;
 use blk_dataplane::Device;
 
 use crate::support::DEADLINE;
-use crate::support::front_end::Served;
+use crate::support::front_end::{FrontEnd, Served};
 use crate::support::queue::FEATURES;
+use crate::support::ram::GuestRam;
 use crate::support::scratch::{Kind, Scratch};
-use crate::support::wire::{Answer, NEED_REPLY, SET_PROTOCOL_FEATURES, V1, Wire};
+use crate::support::wire::{Answer, NEED_REPLY, V1, Wire};
 
-/// vhost-user.rst: SET_BACKEND_REQ_FD, the protocol feature it needs, and the message that comes.
+/// vhost-user.rst: SET_BACKEND_REQ_FD, and the message that comes.
 const SET_BACKEND_REQ_FD: u32 = 21;
-const P_BACKEND_REQ: u64 = 1 << 5;
 const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 
 const SIZE: u64 = 1 << 20;
@@ -40,14 +40,19 @@ impl Setting {
         }
     }
 
-    /// A front-end that may hand over a socket.
+    /// A front-end that may hand over a socket, with no ring yet.
+    fn connected(&self) -> FrontEnd {
+        let mut front = self.served.connect(&GuestRam::new());
+        front.negotiate_all(FEATURES);
+        front.set_memory(&[0, 1, 2]);
+        front
+    }
+
+    /// The same with a ring that runs.
     fn front_end(&self) -> Wire {
-        let mut wire = self.served.wire();
-        wire.negotiate(FEATURES);
-        // With REPLY_ACK, CONFIG and MQ.
-        let features: u64 = P_BACKEND_REQ | 1 << 9 | 1 << 3 | 1;
-        assert!(wire.send(SET_PROTOCOL_FEATURES, V1, &features.to_le_bytes(), &[]));
-        wire
+        let mut front = self.connected();
+        front.queue(0, 16);
+        front.wire()
     }
 
     /// Another size, each time.
@@ -94,6 +99,32 @@ fn front_end_is_told_of_each_new_capacity_and_reads_it() {
     socket.set_nonblocking(true).unwrap();
     let error = socket.read(&mut [0; 12]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// "Suspended device state": while all rings are stopped, the back-end sends nothing.
+#[test]
+fn change_while_no_ring_runs_is_told_when_one_does() {
+    let mut setting = Setting::new();
+    let mut front = setting.connected();
+    let mut wire = front.wire();
+    let mut socket = hand_over(&mut wire);
+    let silent = |socket: &mut UnixStream| {
+        socket.set_nonblocking(true).unwrap();
+        let error = socket.read(&mut [0; 12]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        socket.set_nonblocking(false).unwrap();
+    };
+    for _ in 0..3 {
+        setting.resize();
+        setting.resize();
+        silent(&mut socket);
+        let queue = front.queue(0, 16);
+        assert_told(&mut socket);
+        silent(&mut socket);
+        setting.resize();
+        assert_told(&mut socket);
+        front.stop(&queue);
+    }
 }
 
 #[test]

@@ -93,6 +93,7 @@ impl Backend {
         self.plane
             .start_queue(index, setup)
             .map_err(Refused::because)?;
+        self.rings_changed();
         tracing::debug!(vring = index, size, "started");
         Ok(())
     }
@@ -101,6 +102,7 @@ impl Backend {
         if self.is_running(index) {
             let base = self.plane.stop_queue(index).map_err(Refused::because)?;
             self.vring(u32::from(index))?.1.base = Some(base.to_vhost_user());
+            self.rings_changed();
             tracing::debug!(vring = index, ?base, "stopped");
         }
         Ok(())
