@@ -23,7 +23,7 @@ fn written(prediction: &Prediction) -> Vec<(u64, u64)> {
     let mut ranges = match &prediction.effect {
         Effect::Read { places, .. } => places.clone(),
         Effect::Id(id) => id.iter().map(|&(at, _)| (at, 1)).collect(),
-        Effect::Nothing | Effect::Write { .. } | Effect::Flush => Vec::new(),
+        Effect::Nothing | Effect::Write { .. } | Effect::Zero(_) | Effect::Flush => Vec::new(),
     };
     ranges.extend(prediction.status.map(|(at, _)| (at, 1)));
     ranges
@@ -104,12 +104,17 @@ pub(super) struct Versions {
 
 impl Versions {
     fn of(predictions: &[Prediction], served: &Served) -> Self {
-        let write = |prediction: &Prediction| match &prediction.effect {
-            Effect::Write { offset, data } if served.stores() => Some((*offset, data.clone())),
-            _ => None,
+        let writes = |prediction: &Prediction| match &prediction.effect {
+            _ if !served.stores() => Vec::new(),
+            Effect::Write { offset, data } => vec![(*offset, data.clone())],
+            Effect::Zero(ranges) => ranges
+                .iter()
+                .map(|&(offset, len)| (offset, vec![0; len]))
+                .collect(),
+            _ => Vec::new(),
         };
         Self {
-            writes: predictions.iter().filter_map(write).collect(),
+            writes: predictions.iter().flat_map(writes).collect(),
         }
     }
 
@@ -159,7 +164,7 @@ pub(super) fn settle(
                 }
             }
             Effect::Id(id) => id.iter().for_each(|&(at, byte)| naive.write(at, &[byte])),
-            Effect::Nothing | Effect::Write { .. } | Effect::Flush => {}
+            Effect::Nothing | Effect::Write { .. } | Effect::Zero(_) | Effect::Flush => {}
         }
         if let Some((at, status)) = prediction.status {
             naive.write(at, &[status]);

@@ -74,7 +74,15 @@ impl<'a> Framer<'a> {
         readable[8..].copy_from_slice(&request.sector.to_le_bytes());
         readable.resize(usize::try_from(request.header_len).ok()?, 0x5a);
         let seed = self.seed;
-        let data = (0..request.data_out).map(|at| (at ^ at >> 8).to_le_bytes()[0] ^ seed);
+        let pattern = (0..request.data_out).map(|at| (at ^ at >> 8).to_le_bytes()[0] ^ seed);
+        let mut data: Vec<u8> = pattern.collect();
+        for (place, (sector, sectors, flags)) in data.chunks_mut(16).zip(&request.segments) {
+            let mut segment = [0; 16];
+            segment[..8].copy_from_slice(&sector.to_le_bytes());
+            segment[8..12].copy_from_slice(&sectors.to_le_bytes());
+            segment[12..].copy_from_slice(&flags.to_le_bytes());
+            place.copy_from_slice(&segment[..place.len()]);
+        }
         readable.extend(data);
 
         let mut buffers = Vec::new();

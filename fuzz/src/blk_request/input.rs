@@ -17,6 +17,9 @@ pub struct Input {
     pub(super) index: u16,
     pub(super) batches: Vec<Batch>,
     pub(super) ending: Ending,
+    /// Which request types the driver has accepted.
+    pub(super) discard: bool,
+    pub(super) write_zeroes: bool,
 }
 
 /// Which of the devices that run in this process.
@@ -71,6 +74,8 @@ pub(super) struct Request {
     pub(super) sector: u64,
     /// Of the header; 16 as a rule.
     pub(super) header_len: u32,
+    /// Sector, number of sectors and flags of ranges: what the data begins with.
+    pub(super) segments: Vec<(u64, u32, u32)>,
     /// Bytes for the device to read, after the header.
     pub(super) data_out: u32,
     /// Bytes for the device to write, before the status.
@@ -150,6 +155,8 @@ impl<'a> Arbitrary<'a> for Input {
                 _ => Ending::Stop,
             },
             batches: u.arbitrary_iter()?.take(4).collect::<Result<_>>()?,
+            discard: !pick::rarely(u, 8)?,
+            write_zeroes: !pick::rarely(u, 8)?,
         })
     }
 }
@@ -186,12 +193,41 @@ impl<'a> Arbitrary<'a> for Batch {
     }
 }
 
+pub(super) const DISCARD: u32 = 11;
+pub(super) const WRITE_ZEROES: u32 = 13;
+pub(super) const SEGMENT_LEN: u32 = 16;
+
+/// A range to discard or to zero, mostly one that there is.
+fn segment(u: &mut Unstructured<'_>) -> Result<(u64, u32, u32)> {
+    let sector = match u.int_in_range(0..=15u8)? {
+        0..=11 => u.int_in_range(0..=SECTORS - 8)? & !7,
+        12..=13 => u.int_in_range(0..=SECTORS)?,
+        14 => u64::MAX / 512 - 1 + u.int_in_range(0..=3)?,
+        _ => u.arbitrary()?,
+    };
+    let sectors = match u.int_in_range(0..=15u8)? {
+        0..=9 => 8,
+        10..=13 => u.int_in_range(0..=24)?,
+        // What one range may have at most of either kind.
+        14 => [1 << 17, 1 << 22][usize::from(u.arbitrary::<bool>()?)] + u.int_in_range(0..=1)?,
+        _ => u.arbitrary()?,
+    };
+    let flags = match u.int_in_range(0..=15u8)? {
+        0..=12 => 0,
+        13..=14 => 1,
+        _ => u.arbitrary()?,
+    };
+    Ok((sector, sectors, flags))
+}
+
 impl<'a> Arbitrary<'a> for Request {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let kind = match u.int_in_range(0..=31u8)? {
             0..=10 => 0,
             11..=21 => 1,
-            22..=25 => 4,
+            22..=23 => 4,
+            24 => DISCARD,
+            25 => WRITE_ZEROES,
             26..=28 => 8,
             29 => u.int_in_range(0..=15)?,
             30 => 1 << u.int_in_range(0..=31)? | u.int_in_range(0..=1)?,
@@ -222,10 +258,23 @@ impl<'a> Arbitrary<'a> for Request {
         };
         let header_len = usual(u, 16, 20)?;
         let status_len = usual(u, 1, 3)?;
+        let segments = match kind {
+            DISCARD | WRITE_ZEROES => {
+                let count = if pick::rarely(u, 8)? {
+                    u.int_in_range(0..=18)?
+                } else {
+                    u.int_in_range(1..=4)?
+                };
+                (0..count).map(|_| segment(u)).collect::<Result<_>>()?
+            }
+            _ => Vec::new(),
+        };
+        let given_segments = u32::try_from(segments.len()).unwrap_or(0);
         let given = |wanted: bool| if wanted == right_way { data } else { 0 };
         let (mut data_out, mut data_in) = match kind {
             1 => (given(true), given(false)),
             4 => (0, 0),
+            DISCARD | WRITE_ZEROES => (SEGMENT_LEN * given_segments, 0),
             8 => (0, if data == 512 { 20 } else { data % 40 }),
             _ => (given(false), given(true)),
         };
@@ -257,6 +306,7 @@ impl<'a> Arbitrary<'a> for Request {
             },
             sector,
             header_len,
+            segments,
             data_out,
             data_in,
             status_len,

@@ -79,6 +79,8 @@ impl<'a> Rig<'a> {
         let addresses = SplitLayout::new(RING, size).expect("it fits").addresses();
         let features = 1 << 32
             | u64::from(input.flush) << 9
+            | u64::from(input.discard) << 13
+            | u64::from(input.write_zeroes) << 14
             | u64::from(input.indirect_desc) << 28
             | u64::from(input.event_idx) << 29;
         let ring_features = RingFeatures::from_virtio(features);
@@ -146,7 +148,7 @@ impl<'a> Rig<'a> {
             .map(|&head| {
                 let indirect = self.features & 1 << 28 != 0;
                 let chain = walk(self.naive, (table, self.size.get()), indirect, head);
-                predict(self.naive, chain, self.served)
+                predict(self.naive, chain, self.served, self.features)
             })
             .collect();
         let used_ring = self.addresses.device_area.0;
@@ -292,7 +294,11 @@ impl<'a> Rig<'a> {
         // Write-through without FLUSH: then writes need one too.
         let through = self.features & 1 << 9 == 0;
         let flushes = count(|p| matches!(p.effect, Effect::Flush));
-        let writes = count(|p| matches!(p.effect, Effect::Write { .. }));
+        let writes = count(|p| match &p.effect {
+            Effect::Write { .. } => true,
+            Effect::Zero(ranges) => !ranges.is_empty(),
+            _ => false,
+        });
         let stable = flushes + if through { writes } else { 0 };
         let syncs = after.syncs - before.syncs;
         assert!(

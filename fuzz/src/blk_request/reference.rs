@@ -3,6 +3,7 @@
 
 use vring::ChainFault;
 
+use super::input::{DISCARD, WRITE_ZEROES};
 use super::planes::{CAPACITY, SERIAL, Served};
 use crate::naive_memory::NaiveMemory;
 use crate::naive_walk::Buffer;
@@ -10,6 +11,9 @@ use crate::naive_walk::Buffer;
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
+
+/// Ranges in one request.
+const SEGMENTS_MAX: u64 = 16;
 
 /// What becomes of a request.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub(super) enum Effect {
         offset: usize,
         data: Vec<u8>,
     },
+    /// Ranges of bytes become zero: on the files that back these disks a discard does that too.
+    Zero(Vec<(usize, usize)>),
     Flush,
     /// Bytes to each of these addresses.
     Id(Vec<(u64, u8)>),
@@ -78,11 +84,58 @@ fn used_len(written: u64, data: u64) -> u32 {
     u32::try_from(len).expect("only what fits memory is written")
 }
 
+/// The feature bit that a type needs.
+fn accepted_by(kind: u32) -> u64 {
+    if kind == DISCARD { 1 << 13 } else { 1 << 14 }
+}
+
+/// The ranges of a sound request that are not empty, or the status that refuses it.
+fn zeroed(kind: u32, segments: &[u8], served: &Served) -> Result<Vec<(usize, usize)>, u8> {
+    let (known, most) = if kind == DISCARD {
+        (0, 1 << 22)
+    } else {
+        (1, 1 << 17)
+    };
+    let segments: Vec<(u64, u32, u32)> = segments
+        .chunks(16)
+        .map(|segment| {
+            (
+                u64::from_le_bytes(segment[..8].try_into().expect("eight")),
+                u32::from_le_bytes(segment[8..12].try_into().expect("four")),
+                u32::from_le_bytes(segment[12..].try_into().expect("four")),
+            )
+        })
+        .collect();
+    // Said of each before anything else is looked at.
+    if segments.iter().any(|(_, _, flags)| flags & !known != 0) {
+        return Err(UNSUPP);
+    }
+    let mut zeroed = Vec::new();
+    for (sector, sectors, _) in segments {
+        let (offset, len) = (u128::from(sector) * 512, u128::from(sectors) * 512);
+        let block = u128::from(served.block_size);
+        let sound = sectors <= most
+            && offset + len <= CAPACITY as u128
+            && offset % block == 0
+            && len % block == 0;
+        if !sound {
+            return Err(IOERR);
+        }
+        if len > 0 {
+            let below = "below the capacity";
+            let offset = usize::try_from(offset).expect(below);
+            zeroed.push((offset, usize::try_from(len).expect(below)));
+        }
+    }
+    Ok(zeroed)
+}
+
 /// Decides about one request.
 pub(super) fn predict(
     memory: &NaiveMemory,
     chain: Result<Vec<Buffer>, ChainFault>,
     served: &Served,
+    features: u64,
 ) -> Prediction {
     let mut prediction = Prediction {
         used_len: 0,
@@ -179,6 +232,27 @@ pub(super) fn predict(
                 return prediction;
             }
             prediction.used_len = used_len(mapped as u64, room);
+        }
+        DISCARD | WRITE_ZEROES if features & accepted_by(kind) != 0 => {
+            let places = ranges(readable, 16, given);
+            let sound = !served.read_only
+                && room == 0
+                && given.is_multiple_of(16)
+                && (1..=SEGMENTS_MAX).contains(&(given / 16));
+            if !sound {
+                return refuse(prediction, IOERR);
+            }
+            let data: Option<Vec<Vec<u8>>> = places
+                .iter()
+                .map(|&(at, len)| memory.range(at, len))
+                .collect();
+            let Some(data) = data else { return prediction };
+            prediction.looked_at.extend(&places);
+            match zeroed(kind, &data.concat(), served) {
+                Ok(zeroed) => prediction.effect = Effect::Zero(zeroed),
+                Err(status) => return refuse(prediction, status),
+            }
+            prediction.used_len = 1;
         }
         _ => return refuse(prediction, UNSUPP),
     }
