@@ -1,8 +1,10 @@
 //! Requests from pop to push: parsing, merging, submitting, completing. Knows no rings; the data
 //! thread gives it chains and takes finished heads from it.
 
+mod answered;
 mod bounced;
 mod ended;
+mod merged;
 mod ranged;
 mod stable;
 
@@ -12,8 +14,8 @@ use std::sync::Arc;
 use event_poll::Stopper;
 use hostmem::SigbusGuard;
 use ioq::{Armed, IoError, IoErrorKind, IoQueue};
-use iosched::{Limits, Merged, Merger, Op};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use iosched::{Limits, Merger, Op};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vring::{Chain, Head};
 
 use super::bounce::{Bounce, is_lost};
@@ -452,27 +454,6 @@ impl<M: GuestMemoryBackend> Executor<M> {
         }
     }
 
-    fn submit_plugged(&mut self) {
-        if self.merger.is_empty() {
-            return;
-        }
-        let Self {
-            merger,
-            slots,
-            buffers,
-            ioq,
-            counters,
-            done,
-            losses,
-            ..
-        } = self;
-        // Memory has gone since the first of the batch was looked up, somewhere in this process.
-        let any_lost = SigbusGuard::losses() != *losses;
-        merger.unplug(|merged| {
-            queue_merged(&merged, slots, buffers, ioq, counters, any_lost, done);
-        });
-    }
-
     /// Takes what the kernel has finished and gives each request's end to `finished`. Returns how
     /// many operations came back. May queue follow-up operations: call [`submit`](Self::submit).
     pub(super) fn reap(&mut self, mut finished: impl FnMut(Finished)) -> usize {
@@ -510,119 +491,6 @@ impl<M: GuestMemoryBackend> Executor<M> {
             self.operation_done(owner, outcome, &mut finished);
         }
         count
-    }
-
-    /// What the device knows by itself into the data buffer, as much of it as there is room for.
-    fn tell(
-        &self,
-        head: Head,
-        chain: &Chain,
-        memory: &MemoryRef<M>,
-        status: GuestAddress,
-        what: &[u8],
-    ) -> Started {
-        let writable_data = chain.writable_len() - 1;
-        let len = usize::try_from(writable_data).map_or(what.len(), |room| room.min(what.len()));
-        match chain.copy_to_writable(memory.map(), 0, &what[..len]) {
-            Ok(_) if self.was_lost(chain, memory.map()) => {
-                self.answer(head, memory, status, Status::IoErr, 0, writable_data)
-            }
-            Ok(written) => self.answer(
-                head,
-                memory,
-                status,
-                Status::Ok,
-                written as u64,
-                writable_data,
-            ),
-            Err(_) => self.bad_chain(head),
-        }
-    }
-
-    fn answer(
-        &self,
-        head: Head,
-        memory: &MemoryRef<M>,
-        addr: GuestAddress,
-        status: Status,
-        written: u64,
-        writable_data: u64,
-    ) -> Started {
-        self.write_status(memory, addr, status);
-        let Current { queue, kind } = self.current;
-        let counters = &self.of_queue(queue).requests;
-        counters.of(kind).add(1);
-        match status {
-            Status::Ok => {}
-            Status::IoErr => counters.refused.add(1),
-            Status::Unsupported => counters.unsupported.add(1),
-        }
-        let used_len = used_len(written, writable_data);
-        trace_points::complete_request(queue, &head, status as u8, used_len);
-        Started::Finished { head, used_len }
-    }
-
-    fn write_status(&self, memory: &MemoryRef<M>, addr: GuestAddress, status: Status) {
-        match status {
-            Status::Ok => {}
-            Status::IoErr => self.counters.io_errors.add(1),
-            Status::Unsupported => self.counters.unsupported.add(1),
-        }
-        if memory.map().write_obj(status as u8, addr).is_err() {
-            self.counters.lost_statuses.add(1);
-        }
-    }
-
-    /// No status byte to answer in: the head goes back with length 0 and the ring goes on.
-    fn bad_chain(&self, head: Head) -> Started {
-        self.counters.bad_chains.add(1);
-        self.of_queue(self.current.queue).requests.bad_chains.add(1);
-        Started::Finished { head, used_len: 0 }
-    }
-}
-
-fn queue_merged<M: GuestMemoryBackend>(
-    merged: &Merged<'_>,
-    slots: &mut Slots<M>,
-    buffers: &GuestBuffers<M>,
-    ioq: &mut IoQueue<Owner<M>>,
-    counters: &Counters,
-    any_lost: bool,
-    done: &mut VecDeque<(Owner<M>, Outcome)>,
-) {
-    // Tags are slots; see `start`.
-    let ids = merged
-        .parts
-        .iter()
-        .filter_map(|part| SlotId::from_tag(part.tag));
-    let mut previous: Option<SlotId> = None;
-    for slot in ids.clone() {
-        if let Some(request) = previous.and_then(|previous| slots.get_mut(previous)) {
-            request.next = Some(slot);
-        }
-        previous = Some(slot);
-    }
-    let transfer = match merged.op {
-        Op::Read => Transfer::Read,
-        _ => Transfer::Write,
-    };
-    // What has taken the place of lost memory must not get onto the disk.
-    let lost = any_lost && ids.clone().any(|slot| buffers.is_lost(slot));
-    if !lost && buffers.queue(ioq, transfer, merged.offset, ids.clone()) {
-        counters.operations.add(1);
-        if merged.parts.len() > 1 {
-            counters.merged.add(merged.parts.len() as u64);
-        }
-    } else if let Some(first) = ids.clone().next()
-        && let Some(memory) = slots.get(first).map(|request| request.memory.clone())
-    {
-        done.push_back((
-            Owner::Guest {
-                first,
-                _memory: memory,
-            },
-            Outcome::Failed,
-        ));
     }
 }
 

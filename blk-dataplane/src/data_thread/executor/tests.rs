@@ -1,6 +1,6 @@
 use event_poll::EventPoll;
 use virtio_bindings::virtio_blk as blk;
-use vm_memory::{Address, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestMemoryMmap};
 use vring::driver::{SplitDriver, SplitLayout};
 use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, Segment, SplitQueue};
 
