@@ -1,6 +1,6 @@
 # Each target is one script in ci/, which can as well be run by itself from any directory.
 
-.PHONY: help test test-fast lint doc demo crash fuzz fuzz-build fuzz-replay deny ci
+.PHONY: help test test-fast lint doc demo crash soak fuzz fuzz-build fuzz-replay deny ci
 
 # How long `make fuzz` gives each target.
 SECONDS ?= 60
@@ -27,6 +27,9 @@ demo: ## A Linux guest's shell, with /dev/vda served by blk-dataplane
 
 crash: ## Loss of power at ROUNDS times some 400 moments, all outcomes of each: make crash ROUNDS=1000 SEED=1
 	@CRASH_ROUNDS=$(or $(ROUNDS),1000) CRASH_SEED=$(or $(SEED),1) ci/crash.sh
+
+soak: ## SIGKILL to the program under load, ROUNDS times; each block and completion is checked: make soak ROUNDS=200
+	@ROUNDS=$(or $(ROUNDS),200) ci/soak.sh
 
 fuzz: ## Runs each fuzz target for a minute, or as long as told: make fuzz SECONDS=1800
 	@ci/fuzz.sh $(SECONDS)
