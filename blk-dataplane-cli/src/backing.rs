@@ -25,6 +25,7 @@ pub(crate) fn open(arguments: &DeviceArguments) -> Result<Backing, Failure> {
     let options = ImageOptions {
         read_only: arguments.read_only,
         force_share: arguments.force_share,
+        incoming: arguments.incoming,
         ..ImageOptions::default()
     };
     let image = Image::open(path, &options).map_err(|error| image_failure(&error))?;

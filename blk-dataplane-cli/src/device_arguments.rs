@@ -43,10 +43,14 @@ pub(crate) struct DeviceArguments {
     #[arg(long)]
     pub(crate) read_only: bool,
 
-    /// Do not lock the image: others may have it open at the same time. For a live migration, whose
-    /// two ends share the image; two writers destroy each other's data otherwise.
+    /// Do not lock the image: others may have it open at the same time. Two writers destroy each other's data.
     #[arg(long, conflicts_with = "null")]
     pub(crate) force_share: bool,
+
+    /// The guest is to come here by live migration: lock the image when its rings start, and not yet. The process
+    /// that serves it until then lets go of the image when the guest has stopped there.
+    #[arg(long, conflicts_with_all = ["null", "create"])]
+    pub(crate) incoming: bool,
 
     /// Where to listen [default: a socket that systemd passes, or else the image's path with .sock appended, or
     /// null.sock].

@@ -86,9 +86,9 @@ pub(crate) fn image_failure(error: &ImageError) -> Failure {
         } if holder.pid == std::process::id() => {
             usage("another device here has it: give each an image of its own, or both read-only")
         }
-        ImageError::InUse { .. } => {
-            usage("stop it, or give --force-share if both are meant to use it (a live migration)")
-        }
+        ImageError::InUse { .. } => usage(
+            "stop it, or give --incoming if its guest is to migrate here, or --force-share if both are meant to use it",
+        ),
         ImageError::InUseByHost { .. } => usage(
             "lsblk shows what has it: unmount or detach it there, or give --read-only, or --force-share if both \
              are meant to write",

@@ -1,6 +1,7 @@
 //! The disk image: a regular file or a block device, opened, measured and locked down to what its
 //! file system allows.
 
+mod hold;
 mod lock;
 mod probe;
 mod sysfs;
@@ -13,8 +14,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hold::Hold;
 pub use lock::LockHolder;
-use lock::LockRefused;
 use probe::{DioAlignment, DioAnswer};
 pub(crate) use probe::{Discard, IoHints};
 pub(crate) use sysfs::WearFiles;
@@ -71,6 +72,9 @@ pub struct ImageOptions {
     /// for as long as it is open, and opening fails where somebody's lock is in the way. A block device that is
     /// opened for writing is also claimed (`O_EXCL`), so that it is not mounted meanwhile and was not before.
     pub force_share: bool,
+    /// Keep others off only when the first ring is started, which fails if somebody has it then: for a device whose
+    /// guest is to come from another process that has the image until that guest stops there (a live migration).
+    pub incoming: bool,
 }
 
 /// Why an image cannot be served.
@@ -150,8 +154,7 @@ pub enum ImageError {
 #[derive(Clone, Debug)]
 pub struct Image {
     file: Arc<File>,
-    /// Open for nothing but its claim to the block device.
-    _claim: Option<Arc<File>>,
+    hold: Arc<Hold>,
     path: PathBuf,
     capacity: u64,
     block_size: u32,
@@ -236,18 +239,11 @@ impl Image {
                 Err(reason) => (file, Caching::Buffered(reason), None),
             }
         };
-        if !options.force_share {
-            let path = path.to_owned();
-            lock::lock(&file, !options.read_only).map_err(|refused| match refused {
-                LockRefused::Held(holder) => ImageError::InUse { path, holder },
-                LockRefused::Failed(source) => ImageError::Lock { path, source },
-            })?;
+        let claims = kind.is_block_device() && !options.read_only;
+        let hold = Hold::new(options.force_share, !options.read_only, claims);
+        if !options.incoming {
+            hold.take(path, &file)?;
         }
-        let claim = if kind.is_block_device() && !options.read_only && !options.force_share {
-            Some(Arc::new(claim(path, &file)?))
-        } else {
-            None
-        };
         let block_size = alignment.map_or(device_block, |a| a.offset.max(device_block));
         let io_hints = if kind.is_block_device() {
             probe::block_device_hints(&file).map_err(examine)?
@@ -279,7 +275,7 @@ impl Image {
             kind.is_block_device() && !options.read_only && probe::can_erase_securely(&file);
         Ok(Self {
             file: Arc::new(file),
-            _claim: claim,
+            hold: Arc::new(hold),
             path: path.to_owned(),
             capacity,
             block_size,
@@ -315,6 +311,20 @@ impl Image {
                 Arc::clone(&self.file)
             }
         }
+    }
+
+    /// Keeps others off it, if it is not so already: see [`ImageOptions::incoming`] and [`release`](Self::release).
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`], [`ImageError::InUseByHost`], [`ImageError::Lock`].
+    pub fn acquire(&self) -> Result<(), ImageError> {
+        self.hold.take(&self.path, &self.file)
+    }
+
+    /// Lets others have it, before it is dropped: for a device whose guest goes on elsewhere. Whoever calls this has
+    /// written out what was written, and serves no request until [`acquire`](Self::acquire) has succeeded.
+    pub fn release(&self) {
+        self.hold.release(&self.file);
     }
 
     /// Where it was opened.

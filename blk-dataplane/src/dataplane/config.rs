@@ -81,7 +81,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     }
 
     /// Writes the image out.
-    pub(super) fn sync(&self) -> std::io::Result<()> {
+    pub(crate) fn sync(&self) -> std::io::Result<()> {
         let synced = match self.device.backing() {
             Backing::Image(image) if !image.is_read_only() => image.file().sync_data(),
             Backing::Image(_) | Backing::Null { .. } => Ok(()),

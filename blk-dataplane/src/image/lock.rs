@@ -53,6 +53,20 @@ pub(super) fn lock(file: &File, exclusive: bool) -> Result<(), LockRefused> {
     }
 }
 
+/// Takes the lock off again.
+pub(super) fn unlock(file: &File) {
+    let none = libc::flock {
+        l_type: UNLOCK,
+        ..whole_file(false)
+    };
+    if let Err(errno) = fcntl(file, FcntlArg::F_OFD_SETLK(&none)) {
+        tracing::warn!(%errno, "an image stays locked");
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "as in `whole_file`")]
+const UNLOCK: libc::c_short = libc::F_UNLCK as libc::c_short;
+
 #[expect(
     clippy::cast_possible_truncation,
     reason = "F_RDLCK, F_WRLCK and SEEK_SET are small; libc's types for field and constant differ"

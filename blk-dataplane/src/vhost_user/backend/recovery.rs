@@ -9,6 +9,7 @@ use hostmem::{DirtyLog, LogError};
 use vm_memory::GuestMemoryBackend;
 
 use super::{Answer, Backend, Refused, Result};
+use crate::device::Backing;
 use crate::inflight::{InflightQueue, InflightRegion};
 use crate::notifier::Notifier;
 use crate::vhost_user::message::{InflightArea, Reply, feature};
@@ -72,6 +73,41 @@ impl Backend {
             self.signal_log()?;
         }
         Ok(())
+    }
+
+    /// Keeps others off the image while rings run. At most once: it was taken when it was opened, but for a guest that
+    /// comes from elsewhere.
+    pub(super) fn acquire_image(&self) -> Result<()> {
+        match self.plane.device().backing() {
+            Backing::Image(image) => image.acquire().map_err(|error| {
+                tracing::error!(%error, "the image cannot be served");
+                Refused::because(error)
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last ring has stopped. If what it wrote was logged, the guest is leaving: it goes on elsewhere, and whoever
+    /// serves it there may have the image by the time that the front-end is told (a front-end whose migration fails
+    /// starts the rings again, which takes it back).
+    pub(super) fn hand_over(&self) {
+        let leaving = self.features & feature::LOG_ALL != 0 && self.log.is_some();
+        let Backing::Image(image) = self.plane.device().backing() else {
+            return;
+        };
+        if !leaving || self.any_running() {
+            return;
+        }
+        match self.plane.sync() {
+            Ok(()) => {
+                image.release();
+                tracing::info!("the guest is leaving: its image is not locked any more");
+            }
+            // Nobody is to read it elsewhere before it is there.
+            Err(error) => {
+                tracing::error!(%error, "the image cannot be written out, and stays locked");
+            }
+        }
     }
 
     /// Makes memory for the requests in flight of `num_queues` rings of at most `queue_size` entries. The front-end

@@ -90,6 +90,7 @@ impl Backend {
             enabled: vring.enabled || enabled_at_once,
             inflight,
         };
+        self.acquire_image()?;
         self.plane
             .start_queue(index, setup)
             .map_err(Refused::because)?;
@@ -104,6 +105,7 @@ impl Backend {
             self.vring(u32::from(index))?.1.base = Some(base.to_vhost_user());
             self.rings_changed();
             tracing::debug!(vring = index, ?base, "stopped");
+            self.hand_over();
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
+use blk_dataplane::{Backing, Device, Image, ImageError, ImageOptions};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{VhostUserFrontend, VhostUserProtocolFeatures};
@@ -15,7 +16,7 @@ use crate::support::pattern;
 use crate::support::queue::{FEATURES, GuestQueue};
 use crate::support::ram::{GuestRam, HIGH_END};
 use crate::support::request::{Framing, OK, Request};
-use crate::support::scratch::{KINDS, Kind, Scratch};
+use crate::support::scratch::{KINDS, Kind, Scratch, options};
 use crate::support::wire::{PROTOCOL_FEATURES, SET_FEATURES, SET_PROTOCOL_FEATURES};
 
 const SET_LOG_BASE: u32 = 6;
@@ -76,11 +77,6 @@ impl Log {
     }
 }
 
-/// Where the data of the next request goes.
-fn next_data(queue: &mut GuestQueue) -> u64 {
-    queue.arena.take(usize::try_from(PAGE).unwrap(), PAGE, 0) + PAGE
-}
-
 #[test]
 fn c18_what_is_written_is_in_the_log_and_only_while_it_is_in_force() {
     for kind in KINDS {
@@ -92,7 +88,7 @@ fn c18_what_is_written_is_in_the_log_and_only_while_it_is_in_force() {
         // A read of four pages: its data is written by the kernel, status and used ring by the device.
         let read = Request::read(8, 4 * 4096);
         let pages_of = |queue: &mut GuestQueue| {
-            let _ = next_data(queue);
+            // Header, data and status come behind each other from here on.
             let start = queue.arena.take(0, PAGE, 0);
             assert_eq!(queue.run(&read).status, Some(OK));
             start
@@ -351,4 +347,62 @@ fn requests_in_flight_at_the_end_of_a_predecessor_are_served_once_and_before_all
         let at = usize::try_from(512 * number).unwrap();
         assert!(image[at..at + 512] == pattern(number, 512), "{number}");
     }
+}
+
+#[test]
+fn image_is_let_go_of_when_a_guest_that_is_logged_stops_and_taken_back_when_it_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, vec![0; DISK]).unwrap();
+    let open = |incoming| {
+        let options = ImageOptions {
+            incoming,
+            ..ImageOptions::default()
+        };
+        Image::open(&path, &options)
+    };
+    let device = |image| Device::new(Backing::Image(image), &options()).unwrap();
+    let source = Served::new(device(open(false).unwrap()));
+    assert!(matches!(open(false), Err(ImageError::InUse { .. })));
+    let target = Served::new(device(open(true).unwrap()));
+    let set_up = |served: &Served| {
+        let front = ready(served);
+        let queue = GuestQueue::new(&front.ram, 0, 16, FEATURES);
+        front.configure(&queue, 0);
+        (front, queue)
+    };
+    let (mut from, mut queue) = set_up(&source);
+    from.start(&queue, 0);
+    assert_eq!(queue.answer(&Request::read(0, 512)), (Some(OK), 513));
+    let (to, arriving) = set_up(&target);
+    assert!(
+        to.set_kick(&arriving).is_err(),
+        "the other end still has it"
+    );
+    // A stop alone is no reason: a guest that reboots does that.
+    from.stop(&queue);
+    assert!(to.set_kick(&arriving).is_err());
+    from.set_kick(&queue).unwrap();
+
+    let log = Log::new(LOG_LEN);
+    from.vhost.set_log_base(0, log.region(0, LOG_LEN)).unwrap();
+    from.vhost
+        .set_features(FEATURES | PROTOCOL_FEATURES | LOG_ALL)
+        .unwrap();
+    from.stop(&queue);
+    let mut arriving = arriving;
+    let mut to = to;
+    to.set_notifiers(&arriving);
+    to.enable(&arriving, true);
+    assert_eq!(arriving.answer(&Request::read(0, 512)), (Some(OK), 513));
+    // A migration that is called off too late: the guest cannot be in two places.
+    assert!(from.set_kick(&queue).is_err());
+    to.stop(&arriving);
+    assert!(from.set_kick(&queue).is_err(), "it is served there");
+    drop(to);
+    target.stop().unwrap();
+    from.set_kick(&queue).unwrap();
+    from.stop(&queue);
+    drop(from);
+    source.stop().unwrap();
 }
