@@ -117,6 +117,12 @@ impl Backend {
         fs::read_to_string(&self.stderr).unwrap()
     }
 
+    /// Kills the program with no chance to do anything about it.
+    pub(crate) fn kill(mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().unwrap();
+    }
+
     /// Stops the program the way an operator does, and checks that it leaves as promised: exit code 0,
     /// no socket file, nothing on stdout after the `ready` line.
     pub(crate) fn stop(mut self, by: Signal) {

@@ -29,6 +29,7 @@ pub(crate) struct Guest<'lab> {
     cpus: u16,
     disks: usize,
     packed: bool,
+    reconnect: &'static str,
     fio: bool,
     reboots: bool,
 }
@@ -44,6 +45,7 @@ impl<'lab> Guest<'lab> {
             cpus: 2,
             disks: 0,
             packed: false,
+            reconnect: "",
             fio: false,
             reboots: false,
         }
@@ -61,13 +63,19 @@ impl<'lab> Guest<'lab> {
         self
     }
 
+    /// Has QEMU connect anew, every second, to the backends of disks added from now on, when they have gone.
+    pub(crate) fn reconnecting(mut self) -> Self {
+        self.reconnect = ",reconnect=1";
+        self
+    }
+
     /// Adds a disk served on `socket`, with a request queue per CPU: /dev/vda, then /dev/vdb.
     pub(crate) fn disk(mut self, socket: &Path) -> Self {
         let id = format!("disk{}", self.disks);
         self.disks += 1;
         self.qemu.extend([
             "-chardev".to_owned(),
-            format!("socket,id={id},path={}", socket.display()),
+            format!("socket,id={id},path={}{}", socket.display(), self.reconnect),
             "-device".to_owned(),
             format!(
                 "vhost-user-blk-pci,chardev={id},num-queues={},packed={}",
@@ -75,6 +83,23 @@ impl<'lab> Guest<'lab> {
                 if self.packed { "on" } else { "off" }
             ),
         ]);
+        self
+    }
+
+    /// Gives QEMU a monitor, at NAME.monitor.
+    pub(crate) fn monitored(mut self) -> Self {
+        let path = self.lab.path(&format!("{}.monitor", self.name));
+        self.qemu.extend([
+            "-monitor".to_owned(),
+            format!("unix:{},server=on,wait=off", path.display()),
+        ]);
+        self
+    }
+
+    /// Boots nothing: waits for a guest to migrate here, through a socket at `path`.
+    pub(crate) fn incoming(mut self, path: &Path) -> Self {
+        self.qemu
+            .extend(["-incoming".to_owned(), format!("unix:{}", path.display())]);
         self
     }
 

@@ -11,6 +11,7 @@ mod cpio;
 mod deadline;
 mod lab;
 mod machine;
+mod monitor;
 mod pattern;
 
 // The tests:
@@ -20,6 +21,8 @@ mod contents;
 mod features;
 mod file_system;
 mod fio;
+mod killed;
+mod migration;
 mod releasing;
 mod resizing;
 mod stable_storage;
