@@ -87,7 +87,7 @@ impl fmt::Display for Fallback {
 }
 
 /// The engine for `file`, by the measurements in README.md: io_uring where it submits without a
-/// kernel thread of its own, which costs two to six times what Linux AIO does. That is what direct I/O is
+/// kernel thread of its own, which costs two to seven times what Linux AIO does. That is what direct I/O is
 /// for, and reads through the page cache; writes through it go to such a thread.
 pub(crate) fn preferred(file: &File) -> Engine {
     let inline = status_flags(file).is_ok_and(|flags| {

@@ -1,35 +1,37 @@
-//! An asynchronous file I/O queue: Linux AIO through raw system calls, and an engine that does
-//! nothing, for measuring everything else.
+//! An asynchronous file I/O queue: Linux AIO through raw system calls, io_uring, and an engine that
+//! does nothing, for measuring everything else.
 //!
 //! # Overview
 //!
-//! An [`IoQueue`] runs reads, writes and fdatasync on one file, many at a time, from one
-//! thread. It is made for a virtual disk's data plane: no allocation, lock or system call per
+//! An [`IoQueue`] runs reads, writes, fdatasync, discards and zeroes on one file or block device, many at a
+//! time, from one thread. It is made for a virtual disk's data plane: no allocation, lock or system call per
 //! operation, capacity fixed at the start, one system call per batch, completions read without
-//! any. What the kernel leaves to its callers is done here:
+//! any. [`Engine::Auto`] takes the engine that suits the file, or what the host has. What the kernel
+//! leaves to its callers is done here:
 //!
 //! - a short submit or `EAGAIN` parks the rest and loses nothing;
 //! - an operation the kernel refuses fails alone;
 //! - short reads and writes are continued; the end of the file inside a read is an error;
 //! - `EINTR` is retried;
-//! - an fdatasync the kernel cannot run asynchronously goes to a worker thread, never to the caller's.
+//! - what an engine cannot do without blocking (discards, zeroes, an fdatasync the kernel refuses to run
+//!   asynchronously) goes to at most four worker threads, never to the caller's.
 //!
 //! # Design
 //!
 //! ```text
-//!            queue_readv / queue_writev / queue_fdatasync / read / write
+//!   queue_readv / queue_writev / queue_fdatasync / queue_discard / queue_write_zeroes / read / write
 //!                   │ owner + segments into a free slot
 //!                   v
 //!   free ──> queued ──submit──> in flight ──────────> completed ──reap──> owner + result
 //!              ^   │               │    ^                 │
-//!              │   └ EAGAIN: parked┘    └ worker thread   │
+//!              │   └ EAGAIN: parked┘    └ worker threads  │
 //!              └──────── short transfer, EINTR ───────────┘
 //! ```
 //!
 //! **Buffers cannot be freed early.** The kernel writes to a read's memory whenever it
 //! likes, so a queue *owns* what keeps the memory alive: the `O` of an operation moves in with it
 //! and comes out with its result, and there is no way to get it earlier. Dropping the queue first
-//! tears down the kernel's context, which waits for everything in flight, then joins the worker,
+//! tears down the kernel's context, which waits for everything in flight, then joins the workers,
 //! and only then drops the owners; should the kernel refuse, the owners are leaked. Leaking the
 //! queue leaks the owners. So [`IoQueue::read`] and [`IoQueue::write`] are safe;
 //! [`IoQueue::queue_readv`] and [`IoQueue::queue_writev`] take addresses, which only the caller
@@ -69,7 +71,7 @@
 //!
 //! # Features
 //!
-//! - `testing`: the `testing` module, a disk in memory that injects faults, for tests of
+//! - `testing`: the `testing` module, disks in memory that inject faults, for tests of
 //!   what is built on this crate.
 
 mod aio;
@@ -96,3 +98,8 @@ pub use crate::op::{Durability, Unmap};
 pub use crate::queue::{
     Armed, Config, IoQueue, RETRY_DELAY, SEGMENTS_MAX, SubmitReport, TRANSIENT_RETRIES_MAX,
 };
+
+/// Compiles and runs what `README.md` shows.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -132,8 +132,6 @@ fn region(id: usize) -> Range<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
     #[test]
     fn every_operation_completes_once_with_its_own_result_and_data(
         plans in prop::collection::vec(planned(), 1..40),

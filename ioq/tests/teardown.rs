@@ -331,8 +331,6 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
     #[test]
     fn every_owner_goes_once_whenever_the_queue_is_dropped(
         acts in prop::collection::vec(act(), 0..60),
@@ -376,9 +374,7 @@ proptest! {
     }
 }
 
-/// Only under AddressSanitizer, which must report a heap-use-after-free:
-/// `cargo +nightly test -p ioq --target x86_64-unknown-linux-gnu --test teardown -- --ignored --exact
-/// planted_buffer_freed_before_its_read_completes` with `RUSTFLAGS=-Zsanitizer=address`.
+/// Only under AddressSanitizer, which must report a heap-use-after-free: `ci/asan.sh ioq` runs it.
 #[test]
 #[ignore = "a mistake, planted to see AddressSanitizer find it"]
 fn planted_buffer_freed_before_its_read_completes() {

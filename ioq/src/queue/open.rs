@@ -59,7 +59,8 @@ impl<O> IoQueue<O> {
     ///
     /// A disk's completions interrupt neither the thread nor a system call it is in, but `EINTR` may
     /// come from `epoll_wait` (5.19 and later); the thread that submitted must be the one that
-    /// sleeps.
+    /// sleeps, and must live until its operations are done: the kernel cancels what a thread that has
+    /// ended still had to finish.
     ///
     /// # Errors
     /// See [`SetupError`]; [`SetupError::IoUringUnavailable`] is the one to expect in production:
@@ -92,8 +93,8 @@ impl<O> IoQueue<O> {
         Ok(Self::over(Box::new(backend), table, config.depth))
     }
 
-    /// A queue on `file` through `engine`. [`Engine::Auto`] takes what the host has:
-    /// [`IoQueue::engine`] says what that is, and [`IoQueue::fallback`] whether it is second
+    /// A queue on `file` through `engine`. [`Engine::Auto`] takes the one that suits the file, or else what
+    /// the host has: [`IoQueue::engine`] says what that is, and [`IoQueue::fallback`] whether it is second
     /// choice. Any other engine is had or refused.
     ///
     /// # Errors

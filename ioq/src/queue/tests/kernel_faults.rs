@@ -132,8 +132,6 @@ fn run(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     #[test]
     fn i4_i9_short_submits_eagain_and_eintr_are_never_noticed(
         kinds in prop::collection::vec(kind(), 1..40),
