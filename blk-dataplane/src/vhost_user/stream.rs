@@ -1,6 +1,7 @@
 //! Messages on and off a stream socket, however they are cut up.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -45,6 +46,15 @@ pub(super) enum Ended {
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: UnixStream,
+}
+
+impl Drop for Stream {
+    /// Closing it is not enough: whoever sees the connection to its end has a duplicate (`serving.rs`), and the
+    /// front-end would be told only when the device has drained.
+    fn drop(&mut self) {
+        // That the front-end has gone already is no error.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 impl Stream {

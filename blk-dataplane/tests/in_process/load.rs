@@ -29,13 +29,13 @@ enum Wants {
 }
 
 /// Moves the disk on, from threads of its own, until dropped.
-struct Motor {
+pub(crate) struct Motor {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Motor {
-    fn start(disk: &PowerLossDisk) -> Self {
+    pub(crate) fn start(disk: &PowerLossDisk) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..2).map(|number| {
             let (disk, stop) = (disk.clone(), Arc::clone(&stop));

@@ -6,17 +6,21 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
+use blk_dataplane::Backing;
+use blk_dataplane::testing::TestDisk;
 use blk_dataplane::vhost_user::{ServeError, Server};
 use event_poll::EventNotifier;
+use ioq::testing::PowerLossDisk;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use tempfile::TempDir;
 
+use crate::load::Motor;
 use crate::support::front_end::FrontEnd;
 use crate::support::ram::GuestRam;
-use crate::support::request::{OK, Request};
-use crate::support::scratch::{Kind, Scratch, null_device};
-use crate::support::wire::{GET_FEATURES, V1, Wire, message};
+use crate::support::request::{Framing, OK, Request};
+use crate::support::scratch::{Kind, Scratch, null_device, on_threads};
+use crate::support::wire::{Answer, GET_FEATURES, V1, Wire, message};
 use crate::support::{DEADLINE, Watchdog, eventually, pattern};
 
 /// Servers at work, whose sockets are numbered.
@@ -223,5 +227,26 @@ fn out_of_band_data_is_no_front_end() {
     let mut front = served.front_end(0);
     let mut queue = front.up();
     assert_eq!(queue.answer(&Request::read(0, 512)).0, Some(OK));
+    served.stop().unwrap();
+}
+
+#[test]
+fn s6_a_front_end_that_is_shut_out_learns_it_before_its_disk_is_done() {
+    // It stands still until it has a motor.
+    let disk = PowerLossDisk::new(vec![0; 1 << 20], 1);
+    let device = on_threads(Backing::Testing(TestDisk::from(&disk)), 1);
+    let served = Several::new(|path| vec![Server::bind(&path(0), device).unwrap()]);
+    let mut front = served.front_end(0);
+    let mut queue = front.up();
+    let write = Request::write(0, &[1; 512]);
+    queue.add(&write, &Framing::classic(&write));
+    queue.publish();
+    eventually("the disk to have it", || disk.in_flight() == 1);
+    let mut wire = front.wire();
+    assert!(wire.send_bytes(&[0xff; 12], &[]));
+    assert_eq!(wire.receive(), Answer::Closed);
+    assert_eq!(disk.in_flight(), 1);
+    let _motor = Motor::start(&disk);
+    assert_eq!(queue.next().status, Some(OK), "completed all the same");
     served.stop().unwrap();
 }
