@@ -4,7 +4,8 @@ use blk_dataplane::{Backing, Image, ImageOptions};
 
 use crate::device_arguments::DeviceArguments;
 use crate::failure::image_failure;
-use crate::{Failure, image_notes, say};
+use crate::standard_error::say;
+use crate::{Failure, image_notes};
 
 /// Opens the image, or creates it, or makes a null device.
 pub(crate) fn open(arguments: &DeviceArguments) -> Result<Backing, Failure> {

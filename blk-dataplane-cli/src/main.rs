@@ -26,6 +26,7 @@ mod service_manager;
 mod settings;
 mod signals;
 mod size;
+mod standard_error;
 
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -41,6 +42,7 @@ use failure::{EXIT_HOST, Failure};
 use origin::Origin;
 use served::{Description, Served};
 use service_manager::ServiceManager;
+use standard_error::say;
 
 /// Printed by `--print-capabilities`. The features are those of the `vhost-user-blk` section of
 /// QEMU's vhost-user.json schema.
@@ -69,12 +71,6 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
-}
-
-/// Writes to standard error. `eprintln!` would panic where nobody reads it any more.
-fn say(text: &str) {
-    // There is nobody left to tell.
-    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// What the command line and the configuration file ask for.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::say;
+use crate::standard_error::say;
 
 /// How long a manager may take to have room for a message. One that has none for that long is of no use to
 /// anybody.

@@ -13,7 +13,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::served::Named;
 use crate::service_manager::ServiceManager;
-use crate::{Failure, report, say};
+use crate::standard_error::say;
+use crate::{Failure, report};
 
 /// Stack of the thread that waits for signals: it formats text.
 const STACK: usize = 256 << 10;

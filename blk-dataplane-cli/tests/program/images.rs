@@ -94,7 +94,7 @@ fn what_is_odd_about_an_image_is_said() {
 #[test]
 fn paths_are_any_bytes() {
     use std::ffi::OsStr;
-    use std::io::{BufRead, BufReader};
+    use std::io::BufRead;
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::net::UnixStream;
 
@@ -103,11 +103,9 @@ fn paths_are_any_bytes() {
     std::fs::write(&image, vec![0; 4096]).unwrap();
     let mut command = program(&directory);
     command.arg("--blk-file").arg(&image);
-    let mut child = command.spawn().unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut running = Running::of(command.spawn().unwrap());
     let mut line = Vec::new();
-    stdout.read_until(b'\n', &mut line).unwrap();
-    let mut running = Running { child, stdout };
+    running.stdout.read_until(b'\n', &mut line).unwrap();
     let mut socket = image.into_os_string();
     socket.push(".sock");
     assert_eq!(line, [b"ready ", socket.as_bytes(), b"\n"].concat());

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -21,11 +22,16 @@ pub(crate) fn program(directory: &TempDir) -> Command {
     command
 }
 
+/// How long a test may take with one program. Then the program is killed, so that whoever waits for its answer
+/// finds that there is none.
+const LIFETIME: Duration = Duration::from_secs(180);
+
 /// A running program, killed with the test.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) stdout: BufReader<std::process::ChildStdout>,
+    _alive: Sender<()>,
 }
 
 impl Drop for Running {
@@ -38,12 +44,27 @@ impl Drop for Running {
 impl Running {
     /// Starts it and returns the first line of its output.
     pub(crate) fn start(mut command: Command) -> (Self, String) {
-        let mut child = command.spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut running = Self { child, stdout };
+        let mut running = Self::of(command.spawn().unwrap());
         let mut line = String::new();
         running.stdout.read_line(&mut line).unwrap();
         (running, line)
+    }
+
+    /// One that has just been started.
+    pub(crate) fn of(mut child: Child) -> Self {
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (alive, gone) = channel();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        std::thread::spawn(move || {
+            if gone.recv_timeout(LIFETIME) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        });
+        Self {
+            child,
+            stdout,
+            _alive: alive,
+        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

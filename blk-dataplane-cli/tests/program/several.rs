@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 
 use crate::libblkio::{Client, Request, pattern};
@@ -126,6 +127,32 @@ fn misbehave(path: &PathBuf, round: usize) {
             send(&[99; 64]);
         }
     }
+}
+
+#[test]
+fn z3_a_log_that_nobody_reads_holds_up_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = program(&directory);
+    command.args([
+        "--device=null=1M,socket-path=good",
+        "--device=null=1M,socket-path=bad",
+    ]);
+    let (mut running, _) = Running::start(command);
+    // A small pipe, filled with a line or more each.
+    let stderr = running.child.stderr.as_ref().unwrap();
+    fcntl(stderr, FcntlArg::F_SETPIPE_SZ(16384)).unwrap();
+    for _ in 0..400 {
+        misbehave(&directory.path().join("bad"), 0);
+    }
+    running.signal(Signal::SIGUSR1);
+    for name in ["good", "bad"] {
+        let mut client = Client::connect(&directory.path().join(name), 1);
+        assert!(client.read(0, 0, 4096).iter().all(|&byte| byte == 0));
+    }
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.wait().code(), Some(0));
+    let said = running.stderr();
+    assert!((8192..=16384).contains(&said.len()), "full: {}", said.len());
 }
 
 #[test]
