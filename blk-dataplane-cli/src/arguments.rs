@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     #[arg(long = "device", value_name = "OPTIONS")]
     pub(crate) devices: Vec<OsString>,
 
-    /// Serve the devices of this TOML file: a [[device]] table for each, with any of the device options below, and
+    /// Serve the devices of this TOML file: a `[[device]]` table for each, with any of the device options below, and
     /// above them the options here that have no path. Those of the command line count as well.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

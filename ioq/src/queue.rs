@@ -232,7 +232,7 @@ impl<O> IoQueue<O> {
         self.capacity() - self.free_slots() - self.queued()
     }
 
-    /// Operations that can be queued before [`QueueError::Full`].
+    /// Operations that can be queued before [`QueueError::Full`](crate::QueueError::Full).
     pub fn free_slots(&self) -> usize {
         self.free.len()
     }

@@ -1,4 +1,5 @@
-//! What the guest was told is safe is in the file.
+//! What the guest was told is safe is in the file. With Linux AIO: what goes to the kernel through io_uring,
+//! strace does not see.
 
 use std::fs;
 use std::thread;
@@ -22,7 +23,13 @@ fn guest_flush_reaches_the_file_before_the_guest_is_told() {
         "disk",
         "fdatasync,fsync,io_submit",
         &trace,
-        ["--blk-file", text(&image), "--create", "16M"],
+        [
+            "--blk-file",
+            text(&image),
+            "--create",
+            "16M",
+            "--engine=aio",
+        ],
     );
     // What the program flushes on its own must not count: an image just made, and its end later on.
     let at_start = flushes_in(&fs::read_to_string(&trace).unwrap());
@@ -102,7 +109,13 @@ fn guest_turns_the_write_cache_off_and_each_write_is_then_flushed() {
         "disk",
         "fdatasync,fsync,io_submit",
         &trace,
-        ["--blk-file", text(&image), "--create", "16M"],
+        [
+            "--blk-file",
+            text(&image),
+            "--create",
+            "16M",
+            "--engine=aio",
+        ],
     );
     let mut guest = Guest::new(&lab, "guest").disk(backend.socket()).start(
         r#"
