@@ -165,15 +165,26 @@ pub(crate) fn start_failure(error: &StartError) -> Failure {
             (Some(error), _) => error.raw_os_error().map(Errno::from_raw),
             (None, errno) => errno.copied(),
         };
-        match errno {
-            Some(Errno::EMFILE) => remedy = "; raise the limit of open files (ulimit -n)",
-            Some(Errno::ENFILE) => remedy = "; raise fs.file-max (sysctl), or close files",
-            Some(Errno::ENOMEM) => remedy = "; make memory available",
-            _ => {}
-        }
+        remedy = errno.and_then(exhaustion).unwrap_or(remedy);
         cause = error.source();
     }
     Failure::host(format!("the device cannot start: {error}{remedy}"))
+}
+
+/// What helps where the host has run out of something, as the end of a message.
+fn exhaustion(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::EMFILE => Some("; raise the limit of open files (ulimit -n)"),
+        Errno::ENFILE => Some("; raise fs.file-max (sysctl), or close files"),
+        Errno::ENOMEM => Some("; make memory available"),
+        _ => None,
+    }
+}
+
+/// Signals could not be set up.
+pub(crate) fn signal_failure(errno: Errno) -> Failure {
+    let remedy = exhaustion(errno).unwrap_or_default();
+    Failure::host(format!("cannot watch for signals: {errno}{remedy}"))
 }
 
 pub(crate) fn bind_failure(error: &BindError) -> Failure {

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::failure::signal_failure;
 use crate::served::Named;
 use crate::service_manager::ServiceManager;
 use crate::standard_error::say;
@@ -24,7 +25,7 @@ pub(crate) fn block(signals: &[Signal]) -> Result<SignalFd, Failure> {
     let set: SigSet = signals.iter().copied().collect();
     set.thread_block()
         .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC))
-        .map_err(|errno| Failure::host(format!("cannot watch for signals: {errno}")))
+        .map_err(signal_failure)
 }
 
 /// Has writes beyond the limit on a file's size (`ulimit -f`) fail, as on a full disk, rather than end the
