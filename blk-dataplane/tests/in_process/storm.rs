@@ -1,10 +1,14 @@
 //! Storms of host I/O errors under load: every request is answered once, and with the truth; afterwards all works.
 
+use blk_dataplane::Backing;
+use blk_dataplane::testing::TestDisk;
 use ioq::testing::Faults;
 
 use super::load::Bench;
-use crate::support::embedded::Embedded;
+use crate::support::embedded::{Embedded, single};
 use crate::support::queue::{BLK_DISCARD, BLK_WRITE_ZEROES, FEATURES, GuestQueue, RING_PACKED};
+use crate::support::request::{IOERR, OK, Request};
+use crate::support::scratch::on_threads;
 
 /// Requests of each of the four queues.
 const COUNT: usize = 400;
@@ -95,7 +99,7 @@ fn i6_flush_that_fails_fails_all_that_wait_for_it_and_the_next_one_is_asked_anew
         let before = bench.disk.deeds();
         for queue in &mut queues {
             queue.arena.reset();
-            let status = queue.answer(&crate::support::request::Request::flush()).0;
+            let status = queue.answer(&Request::flush()).0;
             assert_eq!(status, Some(u8::from(fail_sync > 0)));
         }
         let after = bench.disk.deeds();
@@ -104,6 +108,34 @@ fn i6_flush_that_fails_fails_all_that_wait_for_it_and_the_next_one_is_asked_anew
         assert_eq!(asked, 4);
     }
     vmm.plane.stop().unwrap();
+}
+
+#[test]
+fn i6_no_flush_succeeds_after_one_has_failed_in_a_page_cache() {
+    let bench = Bench::new(1);
+    let disk = TestDisk::from(&bench.disk).buffered();
+    let device = on_threads(Backing::Testing(disk.clone()), 2);
+    let mut vmm = Embedded::new(&device);
+    let mut queues: Vec<GuestQueue> = (0..4).map(|index| vmm.queue(index, 16)).collect();
+    let mut flush = |queue: usize| queues[queue].answer(&Request::flush()).0;
+    assert_eq!(flush(0), Some(OK));
+    bench.disk.set_faults(Faults {
+        fail_sync: 1000,
+        failed_sync_forgets: true,
+        ..Faults::default()
+    });
+    assert_eq!(flush(1), Some(IOERR));
+    bench.disk.set_faults(Faults::default());
+    // On the thread that was told and on the other one.
+    for queue in 0..4 {
+        assert_eq!(flush(queue), Some(IOERR));
+    }
+    assert!(vmm.plane.stop().is_err(), "the image may not be whole");
+    // Nor does another front-end get any, until the image is opened anew.
+    for (device, status) in [(device, IOERR), (on_threads(Backing::Testing(disk), 2), OK)] {
+        let (_vmm, mut queue) = single(&device);
+        assert_eq!(queue.answer(&Request::flush()).0, Some(status));
+    }
 }
 
 #[test]
