@@ -105,6 +105,24 @@ impl Op {
     }
 }
 
+/// What is asked of every connection that has not ended: answers that depend on all that a back-end keeps.
+pub(super) fn last_questions() -> Vec<Op> {
+    let mut config = words(&[0, 60, 0]);
+    config.resize(12 + 60, 0);
+    let mut beyond = longs(&[0]);
+    beyond.extend(longs(&[0x20_0000, 0x1000, USER + 0x20_0000, 0]));
+    vec![
+        Op::plain(40, Vec::new()),
+        Op::plain(24, config),
+        Op::plain(18, words(&[0, 1])),
+        Op::plain(37, beyond).with([Kind::Ram]),
+        Op::plain(11, words(&[0, 0])),
+        Op::plain(11, words(&[1, 0])),
+        Op::plain(15, Vec::new()),
+        Op::plain(1, Vec::new()),
+    ]
+}
+
 fn index(u: &mut Unstructured<'_>) -> Result<u32> {
     Ok(match u.int_in_range(0..=15u8)? {
         0..=9 => 0,

@@ -124,9 +124,11 @@ impl FrontEnd<'_> {
             self.step(op);
         }
         self.catch_up();
-        if !self.closed {
-            // Whatever came unasked would be in front of this.
-            let question = Op::question(1, Vec::new());
+        // What was kept that should not have been, or lost, shows in these; what came unasked is in front of them.
+        for question in input::last_questions() {
+            if self.closed {
+                return;
+            }
             self.step(question);
         }
     }

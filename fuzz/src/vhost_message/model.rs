@@ -506,8 +506,16 @@ impl Model {
         }
         let base = ring.base.unwrap_or(if packed { 0x8000_8000 } else { 0 });
         if packed {
-            let positions = [base & 0x7fff, base >> 16 & 0x7fff];
-            rule(positions.iter().all(|&position| position < size))?;
+            let [available, used] = [base & 0x7fff, base >> 16 & 0x7fff];
+            rule(available < size && used < size)?;
+            // What is available is at most the whole ring ahead of what is used: no further on in the same pass as
+            // behind in the next.
+            let same_pass = base >> 15 & 1 == base >> 31;
+            rule(if same_pass {
+                available >= used
+            } else {
+                available <= used
+            })?;
         } else {
             rule(base <= 0xffff)?;
         }
