@@ -14,6 +14,7 @@
 pub mod blk_request;
 mod copies;
 mod device;
+pub mod inflight;
 pub mod iosched;
 pub mod mem_table;
 mod naive_memory;

@@ -35,6 +35,7 @@ macro_rules! targets {
 
 targets![
     blk_request,
+    inflight,
     iosched,
     mem_table,
     vhost_message,
