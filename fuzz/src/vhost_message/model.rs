@@ -41,9 +41,9 @@ struct Ring {
     addresses: Option<[u64; 3]>,
     base: Option<u32>,
     stopped_at: Option<u32>,
-    /// Where it was started, while it runs; `None` inside: where a record says.
+    /// Where it was started, while it runs; `None` inside: where a record says, or there is something to serve.
     running: Option<Option<u32>>,
-    /// It has stopped where a record said, which is to be asked for.
+    /// It has stopped where only the back-end knows, which is to be asked for.
     unsure: bool,
 }
 
@@ -519,7 +519,9 @@ impl Model {
         } else {
             rule(base <= 0xffff)?;
         }
-        let mut from = Some(base);
+        // In memory of zeroes the driver stands at 0: a ring that begins a little before has chains, and goes on.
+        let behind = 0x1_0000 - (base & 0xffff);
+        let mut from = (packed || behind > size).then_some(base);
         if let Some([queues, most]) = self.inflight {
             rule(index < usize::from(queues) && size <= u32::from(most))?;
             from = None;
