@@ -11,7 +11,7 @@ use blk_dataplane_fuzz::vring_differential::{self, Difference};
 const FILES_MAX: usize = 200;
 const BYTES_MAX: u64 = 200 * 1024;
 
-/// One target at a time: `mem_table` counts the process's descriptors.
+/// One test at a time: some targets count the process's descriptors.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// A test for each target, by its name, that all inputs of its corpus run through.
@@ -24,8 +24,10 @@ macro_rules! targets {
                 #[test]
                 fn $target() {
                     use blk_dataplane_fuzz::$target::{Input, run};
-                    super::replay(stringify!($target), |input: Input| {
-                        run(input);
+                    super::alone(|| {
+                        super::replay(stringify!($target), |input: Input| {
+                            run(input);
+                        });
                     });
                 }
             )*
@@ -53,9 +55,16 @@ fn files(target: &str) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
+/// Does `work` while no other test runs, on a thread that has ended when this returns: what a target
+/// keeps for its thread is closed only then.
+fn alone<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let done = std::thread::spawn(work).join();
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Runs all inputs of a target; each is named before it is run, for the one that fails.
 fn replay<I: for<'a> Arbitrary<'a>>(target: &str, mut run: impl FnMut(I)) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let files = files(target);
     for path in &files {
         println!("{}", path.display());
@@ -71,16 +80,20 @@ fn replay<I: for<'a> Arbitrary<'a>>(target: &str, mut run: impl FnMut(I)) {
 fn every_target_has_its_corpus_replayed_here() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz_targets");
     let name = |path: PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
-    let there: BTreeSet<String> = std::fs::read_dir(sources)
-        .unwrap()
-        .map(|entry| name(entry.unwrap().path()))
-        .collect();
+    let there: BTreeSet<String> = alone(move || {
+        let entries = std::fs::read_dir(sources).unwrap();
+        entries.map(|entry| name(entry.unwrap().path())).collect()
+    });
     let here: BTreeSet<String> = TARGETS.iter().map(ToString::to_string).collect();
     assert_eq!(there, here, "`targets!` has to name every target");
 }
 
 #[test]
 fn corpora_keep_to_their_limits() {
+    alone(keep_to_their_limits);
+}
+
+fn keep_to_their_limits() {
     for target in TARGETS {
         let files = files(target);
         let bytes: u64 = files
@@ -97,9 +110,12 @@ fn corpora_keep_to_their_limits() {
 
 #[test]
 fn every_explained_difference_is_met_by_the_corpus() {
-    let mut met = BTreeSet::new();
-    replay("vring_differential", |input| {
-        met.extend(vring_differential::run(input));
+    let met = alone(|| {
+        let mut met = BTreeSet::new();
+        replay("vring_differential", |input| {
+            met.extend(vring_differential::run(input));
+        });
+        met
     });
     let missing: Vec<_> = Difference::ALL
         .iter()
