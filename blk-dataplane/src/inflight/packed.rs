@@ -19,7 +19,7 @@ mod recovery;
 
 use vring::{Head, PackedPosition, RingDescriptor};
 
-use super::words::{View, Words};
+use super::words::Words;
 
 const FEATURES: usize = 0;
 const VERSION_AT: usize = 8;
@@ -169,36 +169,32 @@ impl PackedTracker {
     ) {
         let first = self.free_head;
         let (mut at, mut last, mut num) = (first, first, 0);
-        let view = self.words.view();
+        let view = &self.words;
         let next = &self.next;
         describe(&mut |descriptor| {
             // There are as many entries as the ring has descriptors, or more.
             let Some(&after) = next.get(usize::from(at)) else {
                 return;
             };
-            if let Some(view) = &view {
-                let entry = entry(at);
-                view.store_u64(entry + DESCRIPTOR, descriptor_word(descriptor));
-                view.store_u64(entry + ADDRESS, descriptor.address);
-            }
+            let entry = entry(at);
+            view.store_u64(entry + DESCRIPTOR, descriptor_word(descriptor));
+            view.store_u64(entry + ADDRESS, descriptor.address);
             (last, at, num) = (at, after, num + 1);
         });
         if num == 0 {
             debug_assert!(false, "a chain has a descriptor");
             return;
         }
-        if let Some(view) = &view {
-            let state = State {
-                inflight: 1,
-                next: self.next[usize::from(first)],
-                last,
-                num,
-            };
-            view.store_u64(entry(first) + COUNTER, self.counter);
-            view.store_u64(entry(first) + STATE, state.to_word());
-            // From here on it is in flight.
-            store_free_heads(view, at);
-        }
+        let state = State {
+            inflight: 1,
+            next: self.next[usize::from(first)],
+            last,
+            num,
+        };
+        view.store_u64(entry(first) + COUNTER, self.counter);
+        view.store_u64(entry(first) + STATE, state.to_word());
+        // From here on it is in flight.
+        store_free_heads(view, at);
         self.counter = self.counter.wrapping_add(1);
         self.free_head = at;
         self.set_chain(head.index(), Entries { first, last, num });
@@ -223,10 +219,8 @@ impl PackedTracker {
     pub(super) fn unpopped(&mut self, slot: u16) {
         // Its entries are still linked, and the last of them to the head of the free list.
         self.free_head = self.chain(slot).first;
-        if let Some(view) = self.words.view() {
-            store_free_heads(&view, self.free_head);
-            view.store_u8(entry(self.free_head) + INFLIGHT, 0);
-        }
+        store_free_heads(&self.words, self.free_head);
+        self.words.store_u8(entry(self.free_head) + INFLIGHT, 0);
     }
 
     /// A chain that a predecessor has left is in flight as `head` now.
@@ -243,9 +237,7 @@ impl PackedTracker {
 
     /// A chain that a predecessor has left can not be in flight.
     pub(super) fn forget(&mut self, first: u16) {
-        if let Some(view) = self.words.view() {
-            view.store_u8(entry(first) + INFLIGHT, 0);
-        }
+        self.words.store_u8(entry(first) + INFLIGHT, 0);
     }
 
     #[inline]
@@ -263,22 +255,18 @@ impl PackedTracker {
 
     #[inline]
     pub(super) fn before_publish(&mut self) {
-        let view = self.words.view();
         for &Entries { first, last, num } in &self.batch {
             if let Some(next) = self.next.get_mut(usize::from(last)) {
                 *next = self.free_head;
             }
-            if let Some(view) = &view {
-                view.store_u16(entry(last) + NEXT, self.free_head);
-            }
+            self.words.store_u16(entry(last) + NEXT, self.free_head);
             self.free_head = first;
             self.used = advanced(self.used, num, self.size);
         }
-        if let Some(view) = view
-            && !self.batch.is_empty()
-        {
-            view.store_u16(FREE_HEAD, self.free_head);
-            view.store_u64(POSITIONS, self.positions().to_word());
+        if !self.batch.is_empty() {
+            self.words.store_u16(FREE_HEAD, self.free_head);
+            let positions = self.positions().to_word();
+            self.words.store_u64(POSITIONS, positions);
         }
     }
 
@@ -286,13 +274,12 @@ impl PackedTracker {
     pub(super) fn published(&mut self, count: usize) {
         if count == self.batch.len() && count != 0 {
             self.old_used = self.used;
-            if let Some(view) = self.words.view() {
-                for chain in &self.batch {
-                    view.store_u8(entry(chain.first) + INFLIGHT, 0);
-                }
-                view.store_u16(OLD_FREE_HEAD, self.free_head);
-                view.store_u64(POSITIONS, self.positions().to_word());
+            for chain in &self.batch {
+                self.words.store_u8(entry(chain.first) + INFLIGHT, 0);
             }
+            self.words.store_u16(OLD_FREE_HEAD, self.free_head);
+            let positions = self.positions().to_word();
+            self.words.store_u64(POSITIONS, positions);
         }
         // A ring that is lost shows nothing to the driver: its chains are in flight for whoever finds it
         // again.
@@ -310,7 +297,7 @@ impl PackedTracker {
 
 /// Both heads of the free list at once: with the entries before `head`, what they hold is in flight.
 #[inline]
-fn store_free_heads(view: &View<'_>, head: u16) {
+fn store_free_heads(view: &Words, head: u16) {
     let [low, high] = head.to_ne_bytes();
     view.store_u32(FREE_HEADS, u32::from_ne_bytes([low, high, low, high]));
 }

@@ -86,6 +86,9 @@ pub enum InflightError {
     /// The ring gives chains back in order (`VIRTIO_F_IN_ORDER`), which is not recorded. The caller's fault.
     #[error("requests in flight cannot be recorded for a ring with IN_ORDER")]
     InOrder,
+    /// The buffer's memory has gone since it was mapped. The front-end's fault.
+    #[error("the buffer for requests in flight has been taken away")]
+    Lost,
     /// The ring does not lie in guest memory. The guest's or front-end's fault.
     #[error("the ring is not in guest memory")]
     RingUnmapped,
@@ -263,7 +266,8 @@ impl InflightQueue {
             split::region_len(buffer)
         };
         // No overflow: within the region, which was mapped.
-        let words = Words::new(Arc::clone(map), GuestAddress(origin.0 + start), len);
+        let words = Words::new(Arc::clone(map), GuestAddress(origin.0 + start), len)
+            .ok_or(InflightError::Lost)?;
         if packed {
             let (tracker, base, left) = PackedTracker::recover(words, buffer, memory, config)?;
             Ok(Recovered {

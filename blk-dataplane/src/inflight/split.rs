@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vring::{Head, QueueConfig, RingBase};
 
-use super::words::{View, Words};
+use super::words::Words;
 use super::{InflightError, Left, VERSION};
 
 const FEATURES: usize = 0;
@@ -58,20 +58,16 @@ pub(super) struct SplitTracker {
 impl SplitTracker {
     #[inline]
     pub(super) fn popped(&mut self, head: &Head) {
-        if let Some(view) = self.words.view() {
-            let entry = entry(head.index());
-            view.store_u64(entry + COUNTER, self.counter);
-            view.store_u8(entry + INFLIGHT, 1);
-        }
+        let entry = entry(head.index());
+        self.words.store_u64(entry + COUNTER, self.counter);
+        self.words.store_u8(entry + INFLIGHT, 1);
         self.counter = self.counter.wrapping_add(1);
     }
 
     /// A head is in flight no more and was not given back.
     #[cold]
     pub(super) fn forget(&mut self, head: u16) {
-        if let Some(view) = self.words.view() {
-            view.store_u8(entry(head) + INFLIGHT, 0);
-        }
+        self.words.store_u8(entry(head) + INFLIGHT, 0);
     }
 
     #[inline]
@@ -88,9 +84,7 @@ impl SplitTracker {
 
     #[inline]
     pub(super) fn before_publish(&mut self) {
-        let Some(view) = self.words.view() else {
-            return;
-        };
+        let view = &self.words;
         for &head in &self.batch {
             view.store_u16(entry(head) + NEXT, self.last_batch_head);
             self.last_batch_head = head;
@@ -100,9 +94,8 @@ impl SplitTracker {
 
     #[inline]
     pub(super) fn published(&mut self, count: usize) {
-        if count == self.batch.len()
-            && let Some(view) = self.words.view()
-        {
+        if count == self.batch.len() {
+            let view = &self.words;
             for &head in &self.batch {
                 view.store_u8(entry(head) + INFLIGHT, 0);
             }
@@ -136,9 +129,7 @@ impl SplitTracker {
             used_idx,
         };
         let words = tracker.words.clone();
-        let Some(view) = words.view() else {
-            return Ok((tracker, None, Vec::new()));
-        };
+        let view = words;
         let found = view.load_u16(VERSION_AT);
         if found == 0 {
             tracker.begin(&view, entries);
@@ -171,7 +162,7 @@ impl SplitTracker {
     }
 
     /// Initialises the region: the version last, as without it there is none.
-    fn begin(&self, view: &View<'_>, entries: u16) {
+    fn begin(&self, view: &Words, entries: u16) {
         view.store_u16(VERSION_AT, 0);
         for head in 0..entries {
             view.store_u8(entry(head) + INFLIGHT, 0);
@@ -184,7 +175,7 @@ impl SplitTracker {
     }
 
     /// Ends a batch that the driver can see and the entries do not know of, or not all.
-    fn finish_batch(&mut self, view: &View<'_>, size: u16, ahead: u16) {
+    fn finish_batch(&mut self, view: &Words, size: u16, ahead: u16) {
         let mut head = view.load_u16(LAST_BATCH_HEAD);
         if ahead > 0 {
             // As often as the batch is long, so that a list without an end has one.
@@ -200,7 +191,7 @@ impl SplitTracker {
     }
 
     /// Finds what is in flight, in the order of the counters, each head once.
-    fn take_stock(&mut self, view: &View<'_>, entries: u16, size: u16) -> Vec<Left> {
+    fn take_stock(&mut self, view: &Words, entries: u16, size: u16) -> Vec<Left> {
         let mut found: Vec<(u64, u16)> = Vec::new();
         for head in 0..entries {
             let entry = entry(head);

@@ -11,7 +11,7 @@ use super::{
     OLD_FREE_HEAD, POSITIONS, PackedTracker, Positions, STATE, State, VERSION_AT, advanced,
     descriptor_of, entry, store_free_heads,
 };
-use crate::inflight::words::{View, Words};
+use crate::inflight::words::Words;
 use crate::inflight::{InflightError, Left, VERSION};
 
 /// Offset of a descriptor's flags (virtio 1.3 §2.8.13), and its length.
@@ -52,9 +52,7 @@ impl PackedTracker {
             size,
         };
         let words = tracker.words.clone();
-        let Some(view) = words.view() else {
-            return Ok((tracker, None, Vec::new()));
-        };
+        let view = words;
         let version = view.load_u16(VERSION_AT);
         if version == 0 {
             tracker.begin(&view);
@@ -101,7 +99,7 @@ impl PackedTracker {
     }
 
     /// Initialises the region: the version last, as without it there is none.
-    fn begin(&mut self, view: &View<'_>) {
+    fn begin(&mut self, view: &Words) {
         view.store_u16(VERSION_AT, 0);
         let entries = self.next.len();
         let places = vec![Place::Unknown; entries];
@@ -117,7 +115,7 @@ impl PackedTracker {
 
     /// Finds what is in flight, in the order of the counters, and how many descriptors that is. No entry is
     /// in two chains.
-    fn take_stock(&mut self, view: &View<'_>, places: &mut [Place]) -> (Vec<Left>, u16) {
+    fn take_stock(&mut self, view: &Words, places: &mut [Place]) -> (Vec<Left>, u16) {
         let mut heads: Vec<(u64, u16, u16)> = Vec::new();
         for (number, place) in (0..).zip(&*places) {
             if *place == Place::Free {
@@ -155,7 +153,7 @@ impl PackedTracker {
     /// Reads the chain of `num` entries from `head` on, if that can be one.
     fn read_chain(
         &mut self,
-        view: &View<'_>,
+        view: &Words,
         head: u16,
         num: u16,
         room: u16,
@@ -196,7 +194,7 @@ impl PackedTracker {
     }
 
     /// Links all entries that no chain has taken, whatever they were before.
-    fn rebuild_free_list(&mut self, view: &View<'_>, places: &[Place]) {
+    fn rebuild_free_list(&mut self, view: &Words, places: &[Place]) {
         let free: Vec<u16> = (0..)
             .zip(places)
             .filter(|(_, place)| **place != Place::Taken)
@@ -245,7 +243,7 @@ fn is_published<M: GuestMemoryBackend>(
 }
 
 /// Marks the entries of the free list, which may have no end.
-fn find_free(view: &View<'_>, head: u16, places: &mut [Place]) {
+fn find_free(view: &Words, head: u16, places: &mut [Place]) {
     let mut at = head;
     while let Some(place) = places.get_mut(usize::from(at))
         && *place == Place::Unknown
