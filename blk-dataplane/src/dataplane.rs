@@ -413,9 +413,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
     /// #     addresses,
     /// #     base: vring::RingBase::Split { next_avail: 0 },
     /// #     features: 1 << 32,
-    /// #     kick: kick.try_clone()?,
+    /// #     kick: Some(kick.try_clone()?),
     /// #     call: None,
     /// #     err: None,
+    /// #     inflight: None,
     /// #     enabled: true,
     /// # })?;
     /// plane.pause()?;
