@@ -337,6 +337,10 @@ impl Backend for LinuxAio {
         self.ring.as_ref().is_some_and(|ring| !ring.is_empty())
     }
 
+    fn sees_completions(&self) -> bool {
+        self.ring.is_some()
+    }
+
     fn notifier(&self) -> Option<&Arc<Notifier>> {
         Some(&self.notifier)
     }

@@ -71,6 +71,12 @@ pub(crate) trait Backend: fmt::Debug + Send {
     /// Whether [`Backend::reap`] would find something. No system call.
     fn completions_pending(&self) -> bool;
 
+    /// Whether [`Backend::completions_pending`] sees whatever has completed. If not, only the notifier
+    /// tells of it.
+    fn sees_completions(&self) -> bool {
+        true
+    }
+
     /// What becomes readable when an operation completes, if completions are not all there when
     /// [`Backend::submit`] returns.
     fn notifier(&self) -> Option<&Arc<Notifier>>;

@@ -38,10 +38,8 @@ impl Notifier {
     }
 
     /// As `clear`, but only if a signal is expected.
-    pub(crate) fn clear_expected(&self) {
-        if self.expected.load(Ordering::Relaxed) {
-            self.clear();
-        }
+    pub(crate) fn clear_expected(&self) -> bool {
+        self.expected.load(Ordering::Relaxed) && self.clear()
     }
 
     /// Makes the eventfd readable. A full counter (`EAGAIN`) is readable already.

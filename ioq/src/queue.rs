@@ -182,12 +182,16 @@ impl<O> IoQueue<O> {
     /// # }
     /// ```
     pub fn arm_completion_fd(&mut self) -> Armed {
-        // Before the look: a completion whose signal this takes is found by it.
-        if let Some(notifier) = self.backend.notifier() {
-            notifier.clear_expected();
-        }
+        // Before the look: a completion whose signal this takes is found by it, or by the reap that is asked for
+        // where it cannot be seen. That finds nothing if the signal was of what was reaped already, and expects none
+        // then, so it is asked for once.
+        let cleared = self
+            .backend
+            .notifier()
+            .is_some_and(|notifier| notifier.clear_expected());
+        let unseen = cleared && !self.backend.sees_completions();
         let arming = self.backend.arm();
-        if arming == Arming::Pending || self.refused_or_worked() {
+        if arming == Arming::Pending || unseen || self.refused_or_worked() {
             return Armed::Reap;
         }
         match arming {

@@ -66,6 +66,39 @@ fn completions_come_through_io_getevents_without_the_ring() {
 }
 
 #[test]
+fn arming_without_the_ring_loses_no_wake_up() {
+    let config = Config {
+        depth: 2,
+        max_segments: 1,
+    };
+    // On tmpfs an operation has completed when it has been submitted.
+    let mut file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.write_all(&[3; 64]).unwrap();
+    let engine = LinuxAio::new(file.into(), 2, CompletionSource::SystemCall).unwrap();
+    let mut queue = IoQueue::with_backend(Box::new(engine), &config).unwrap();
+    queue.disarm_completion_fd();
+    for _ in 0..2 {
+        queue.read(0, vec![0u8; 64]).unwrap();
+        queue.submit();
+        assert_eq!(queue.reap(|_, result| assert_eq!(result, Ok(64))), 1);
+        // Completes after that look, and before the next.
+        queue.read(0, vec![0u8; 64]).unwrap();
+        queue.submit();
+        if queue.arm_completion_fd() == Armed::Sleep {
+            wait(&queue);
+        }
+        assert_eq!(queue.reap(|_, result| assert_eq!(result, Ok(64))), 1);
+    }
+    // The signal of what was reaped already is looked after once.
+    queue.read(0, vec![0u8; 64]).unwrap();
+    queue.submit();
+    assert_eq!(queue.reap(|_, _| ()), 1);
+    assert_eq!(queue.arm_completion_fd(), Armed::Reap);
+    assert_eq!(queue.reap(|_, _| ()), 0);
+    assert_eq!(queue.arm_completion_fd(), Armed::Sleep);
+}
+
+#[test]
 fn ring_wraps_many_times() {
     let mut queue = IoQueue::linux_aio(
         file_of(&[9; 512]),
