@@ -24,7 +24,7 @@ pub enum Engine {
     Auto,
     /// Linux AIO (`io_submit`).
     LinuxAio,
-    /// io_uring. Needs Linux 5.6; cancelling at teardown needs 6.0.
+    /// io_uring. Needs Linux 5.8; cancelling at teardown needs 6.0.
     IoUring,
     /// No I/O: operations complete while they are submitted, reads give zeroes, writes go
     /// nowhere.

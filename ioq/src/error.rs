@@ -35,7 +35,7 @@ pub enum SetupError {
     File(#[source] io::Error),
     /// `io_uring_setup` or what follows failed, such as a kernel without it (`ENOSYS`), one that
     /// forbids it (`EPERM`: the sysctl kernel.io_uring_disabled, or a seccomp profile), or one before
-    /// Linux 5.6 (`EOPNOTSUPP`). The host's fault.
+    /// Linux 5.8 (`EOPNOTSUPP`). The host's fault.
     #[error("io_uring is not usable here: {0}")]
     IoUringUnavailable(#[source] io::Error),
     /// [`Engine::Auto`](crate::Engine::Auto) found the host refusing both. The host's fault.

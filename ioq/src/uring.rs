@@ -36,13 +36,16 @@ const ENTRIES_MAX: u32 = 32_768;
 /// User data of the entry that `new` tries the ring with; never a slot's.
 const SELF_TEST: u64 = u64::MAX;
 
-/// Operations this engine needs, all of Linux 5.6 or earlier.
-const NEEDED: [u8; 5] = [
+/// Operations this engine needs, all of Linux 5.6 or earlier, and one that tells of 5.8: before that the completion
+/// ring has no flags to disable the eventfd in, and what is written there overwrites the head of the submission
+/// ring.
+const NEEDED: [u8; 6] = [
     opcode::Read::CODE,
     opcode::Readv::CODE,
     opcode::Write::CODE,
     opcode::Writev::CODE,
     opcode::Fsync::CODE,
+    opcode::Tee::CODE,
 ];
 
 /// A ring, its registered file and eventfd.

@@ -51,7 +51,7 @@ impl<O> IoQueue<O> {
         Ok(Self::over(Box::new(backend), table, config.depth))
     }
 
-    /// A queue on `file` through io_uring. Needs Linux 5.6.
+    /// A queue on `file` through io_uring. Needs Linux 5.8.
     ///
     /// As [`IoQueue::linux_aio`], but with buffered files too most of the work is not done inside
     /// [`IoQueue::submit`]. Before Linux 6.0, dropping the queue waits for operations in flight
