@@ -11,7 +11,7 @@ use hostmem::{DirtyLog, MAX_REGIONS, MemoryMap};
 
 use super::config_channel::ConfigChannel;
 use super::handed::{Handed, Listed};
-use super::message::{Reply, feature, protocol};
+use super::message::{CONFIG_MAX, Reply, feature, protocol};
 use super::request::Request;
 use super::vring_state::VringState;
 use crate::capacity::ConfigSubscription;
@@ -188,13 +188,16 @@ impl Backend {
             Request::SetVringEnable(word) => self.set_vring_enable(word)?,
             Request::GetQueueNum => return number(u64::from(self.plane.device().num_queues())),
             Request::SetBackendReqFd(fd) => self.set_backend_req_fd(fd)?,
+            // Cloud Hypervisor counted from 0x100, where virtio-mmio has the space, from 2020 until January 2026
+            // (cloud-hypervisor#7615). No other front-end can mean that by it: to the protocol the space ends there.
             Request::GetConfig {
                 offset,
                 size,
                 flags,
             } => {
                 let config = self.plane.config_space();
-                let bytes = config.read(offset, size).ok_or_else(|| {
+                let start = offset.checked_sub(CONFIG_MAX).unwrap_or(offset);
+                let bytes = config.read(start, size).ok_or_else(|| {
                     Refused::because(format!("config space {offset}+{size} is out of bounds"))
                 })?;
                 let bytes = bytes.to_vec();

@@ -255,6 +255,8 @@ impl Model {
             21 => rule(fds[0] == Kind::Stream)?,
             24 => {
                 let (from, len) = (u64::from(u32_at(body, 0)), u64::from(u32_at(body, 4)));
+                // Counted from 0, or from 0x100 as old front-ends do.
+                let from = from.checked_sub(0x100).unwrap_or(from);
                 rule(from + len <= self.config.len() as u64 && len > 0)?;
                 let mut config = self.config.clone();
                 config[32] = u8::from(self.writeback);

@@ -34,8 +34,9 @@ fn c11_config_beyond_the_structure_or_of_no_bytes_is_an_empty_reply() {
         (96, 1),
         (95, 2),
         (0, 256),
-        (300, 8),
-        (0x100, 60),
+        (255, 8),
+        (0x100, 97),
+        (0x100 + 95, 2),
         (8, 0),
         (u32::MAX, 8),
         (u32::MAX - 7, 8),
@@ -47,6 +48,24 @@ fn c11_config_beyond_the_structure_or_of_no_bytes_is_an_empty_reply() {
         assert_no_config(&mut wire, &body);
     }
     assert!(wire.is_alive());
+}
+
+#[test]
+fn c11_config_is_told_to_a_front_end_that_counts_from_where_virtio_mmio_has_it() {
+    let served = serve();
+    let ram = GuestRam::new();
+    let mut front = served.connect(&ram);
+    front.negotiate(FEATURES);
+    let expected = front.config(96).unwrap();
+    let flags = VhostUserConfigFlags::WRITABLE;
+    for part in [0usize..60, 0..96, 20..24, 95..96] {
+        let offset = 0x100 + u32::try_from(part.start).unwrap();
+        let len = u32::try_from(part.len()).unwrap();
+        let room = vec![0; part.len()];
+        let (head, bytes) = front.vhost.get_config(offset, len, flags, &room).unwrap();
+        let said = head.offset;
+        assert_eq!((said, &bytes[..]), (offset, &expected[part]));
+    }
 }
 
 #[test]
