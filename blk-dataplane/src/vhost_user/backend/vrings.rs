@@ -199,6 +199,8 @@ impl Backend {
         self.start(index, kick)
     }
 
+    /// Signalled at once, whether the ring runs or is to run later: one that was killed, or whose front-end was away,
+    /// may have given requests back and not told of it, and if these were all the guest waits for, nothing else would.
     pub(super) fn set_vring_call(&mut self, ring: VringFd<OwnedFd>) -> Result<()> {
         let (index, _) = self.vring(u32::from(ring.index))?;
         let call = self.listed(ring.fd)?;
@@ -206,6 +208,10 @@ impl Backend {
             self.plane
                 .set_call(index, duplicate(call.as_ref())?)
                 .map_err(Refused::because)?;
+        } else if let Some(call) = &call
+            && let Err(error) = call.notify()
+        {
+            tracing::debug!(%error, "the call descriptor cannot be signalled");
         }
         self.vring(u32::from(index))?.1.call = call;
         Ok(())

@@ -350,6 +350,33 @@ fn requests_in_flight_at_the_end_of_a_predecessor_are_served_once_and_before_all
 }
 
 #[test]
+fn interrupt_that_a_predecessor_did_not_come_to_is_made_up_for_whatever_comes_first() {
+    let scratch = Scratch::zeroed(Kind::Disk, DISK);
+    let served = Served::new(scratch.device());
+    let mut front = ready(&served);
+    let mut queue = front.queue(0, 64);
+    assert_eq!(queue.run(&Request::read(0, 512)).status, Some(OK));
+    for call_first in [true, false] {
+        drop(front);
+        front = served.connect(&queue.ram);
+        front.negotiate(FEATURES);
+        front.set_memory(&[0, 1, 2]);
+        // As if the predecessor, which has ended by now, had been killed after it had given the request back and
+        // before the interrupt: nothing is in flight, and the guest waits.
+        queue.call.test_and_clear().unwrap();
+        front.configure(&queue, 1);
+        if call_first {
+            front.set_notifiers(&queue);
+        } else {
+            front.set_kick(&queue).unwrap();
+            front.set_call_and_err(&queue);
+        }
+        front.enable(&queue, true);
+        assert!(queue.call.test_and_clear().unwrap(), "{call_first}");
+    }
+}
+
+#[test]
 fn image_is_let_go_of_when_a_guest_that_is_logged_stops_and_taken_back_when_it_starts_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
