@@ -34,8 +34,9 @@ pub enum SetupError {
     #[error("cannot read the file's flags: {0}")]
     File(#[source] io::Error),
     /// `io_uring_setup` or what follows failed, such as a kernel without it (`ENOSYS`), one that
-    /// forbids it (`EPERM`: the sysctl kernel.io_uring_disabled, or a seccomp profile), or one before
-    /// Linux 5.8 (`EOPNOTSUPP`). The host's fault.
+    /// forbids it (`EPERM`: the sysctl kernel.io_uring_disabled, or a seccomp profile), one before
+    /// Linux 5.8 (`EOPNOTSUPP`), or one that can start no thread for it (`RLIMIT_NPROC`, `pids.max`). The
+    /// host's fault.
     #[error("io_uring is not usable here: {0}")]
     IoUringUnavailable(#[source] io::Error),
     /// [`Engine::Auto`](crate::Engine::Auto) found the host refusing both. The host's fault.

@@ -396,7 +396,12 @@ fn prepare(ring: &mut IoUring, file: &File, notifier: &Notifier) -> io::Result<(
     if NEEDED.iter().any(|&code| !probe.is_supported(code)) {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
-    let nop = opcode::Nop::new().build().user_data(SELF_TEST);
+    // On a thread of the kernel's, of which each thread that submits keeps one once it has it: where the process may
+    // have none (RLIMIT_NPROC, pids.max), every fdatasync would be cancelled.
+    let nop = opcode::Nop::new()
+        .build()
+        .flags(squeue::Flags::ASYNC)
+        .user_data(SELF_TEST);
     // SAFETY: the entry names no memory.
     unsafe { ring.submission().push(&nop) }
         .map_err(|_| io::Error::from_raw_os_error(libc::ENOSPC))?;
@@ -407,8 +412,12 @@ fn prepare(ring: &mut IoUring, file: &File, notifier: &Notifier) -> io::Result<(
             Ok(_) => break,
         }
     }
-    if ring.completion().next().map(|entry| entry.user_data()) != Some(SELF_TEST) {
-        return Err(io::Error::from_raw_os_error(libc::EIO));
+    match ring.completion().next() {
+        Some(entry) if entry.user_data() == SELF_TEST && entry.result() == 0 => {}
+        Some(entry) if entry.result() == -libc::ECANCELED => {
+            return Err(io::Error::other("the kernel can start no thread for it"));
+        }
+        _ => return Err(io::Error::from_raw_os_error(libc::EIO)),
     }
     ring.submitter().register_files(&[file.as_raw_fd()])?;
     ring.submitter().register_eventfd(notifier.as_raw_fd())

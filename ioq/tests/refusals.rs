@@ -165,6 +165,58 @@ fn i11_without_room_below_aio_max_nr_io_uring_serves_and_the_line_names_the_sysc
     assert!(queue.fallback().is_none());
 }
 
+/// Runs `test` where the process may have no more threads. Needs root, which is exempt: other tests go on.
+fn without_room_for_a_thread(test: impl FnOnce() + Send + 'static) {
+    on_a_thread_of_its_own(|| {
+        const NOBODY: libc::uid_t = 65534;
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: numbers, and limits that outlive the calls. The call itself changes the user of this thread alone,
+        // unlike libc's function.
+        unsafe {
+            assert_eq!(libc::geteuid(), 0, "this test wants root");
+            assert_eq!(libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit), 0);
+            limit.rlim_cur = 0;
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit), 0);
+            let rc = libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY);
+            assert_eq!(rc, 0);
+        }
+        let refused = std::thread::Builder::new().spawn(|| ());
+        assert_eq!(
+            refused.unwrap_err().raw_os_error(),
+            Some(libc::EAGAIN),
+            "the limit holds"
+        );
+        test();
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: a limit that outlives the call.
+        let rc = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit) };
+        assert_eq!(rc, 0);
+    });
+}
+
+#[test]
+fn without_room_for_a_thread_of_the_kernels_aio_serves_and_flushes_and_the_line_says_why() {
+    let named = named(DIRECTORIES[1]);
+    let mut direct = File::options();
+    direct.read(true).write(true).custom_flags(libc::O_DIRECT);
+    let file = Arc::new(direct.open(named.path()).unwrap());
+    without_room_for_a_thread(move || {
+        let mut queue = IoQueue::open(file, Engine::Auto, &Config::default()).unwrap();
+        let line = queue.fallback().map(ToString::to_string);
+        assert_eq!(queue.engine(), Engine::LinuxAio);
+        assert_eq!(
+            line.unwrap(),
+            "using aio instead of io_uring: io_uring is not usable here: the kernel can start no thread for it"
+        );
+        queue.queue_fdatasync(()).unwrap();
+        queue.submit();
+        assert_eq!(finish(&mut queue), [((), Ok(0))]);
+    });
+}
+
 #[test]
 fn a_host_that_refuses_both_is_an_error_with_both_reasons() {
     on_a_thread_of_its_own(|| {
