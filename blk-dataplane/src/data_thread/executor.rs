@@ -467,7 +467,8 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let count = ioq.reap(|owner, result| {
             if let Err(error) = &result
                 && matches!(owner, Owner::Sync { .. })
-                && error.kind() != IoErrorKind::Busy
+                // Any other, EAGAIN too, may be what the page cache has met when it wrote.
+                && error.errno() != Some(libc::EINTR)
             {
                 // Before any of those that have come back with it is acted on.
                 write_back.note_failure();

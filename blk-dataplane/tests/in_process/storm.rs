@@ -1,8 +1,10 @@
 //! Storms of host I/O errors under load: every request is answered once, and with the truth; afterwards all works.
 
+use std::collections::VecDeque;
+
 use blk_dataplane::Backing;
 use blk_dataplane::testing::TestDisk;
-use ioq::testing::Faults;
+use ioq::testing::{Disk, Faults, Operation, Outcome, Refusal};
 
 use super::load::Bench;
 use crate::support::embedded::{Embedded, single};
@@ -156,5 +158,46 @@ fn power_lost_under_load_takes_nothing_that_was_acknowledged() {
         });
         bench.lose_power();
         assert!(vmm.plane.stop().is_err(), "there is no disk any more");
+    }
+}
+
+/// Its first fdatasync ends with `EAGAIN`, as that of a page cache does which was told so when it wrote: a FUSE file
+/// system may say anything.
+#[derive(Debug, Default)]
+struct AgainOnce {
+    ended: VecDeque<(u64, Outcome)>,
+    told: bool,
+}
+
+impl Disk for AgainOnce {
+    fn submit(&mut self, id: u64, operation: Operation) -> Result<(), Refusal> {
+        assert_eq!(operation, Operation::Fdatasync);
+        let outcome = if std::mem::replace(&mut self.told, true) {
+            Outcome::Done
+        } else {
+            Outcome::Error(libc::EAGAIN)
+        };
+        self.ended.push_back((id, outcome));
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Option<(u64, Outcome)> {
+        self.ended.pop_front()
+    }
+
+    fn completions_pending(&self) -> bool {
+        !self.ended.is_empty()
+    }
+}
+
+#[test]
+fn i6_fdatasync_that_says_try_again_has_failed_like_any_other() {
+    for (buffered, next) in [(true, IOERR), (false, OK)] {
+        let disk = TestDisk::new(1 << 20, |_| Box::new(AgainOnce::default()));
+        let disk = if buffered { disk.buffered() } else { disk };
+        let (_vmm, mut queue) = single(&on_threads(Backing::Testing(disk), 1));
+        let mut flush = || queue.answer(&Request::flush()).0;
+        assert_eq!(flush(), Some(IOERR));
+        assert_eq!(flush(), Some(next));
     }
 }
