@@ -95,9 +95,12 @@ pub(crate) struct DeviceArguments {
     #[arg(long, value_name = "BYTES")]
     block_size: Option<u32>,
 
-    /// What to read and write the image with: aio (also native), io_uring, or auto, which takes the one that suits
-    /// the file system, and the other with a warning where the host refuses that.
-    #[arg(long, value_name = "ENGINE", default_value_t = Engine::Auto, conflicts_with = "null")]
+    /// What to read and write the image with: aio (also native); io_uring, whose I/O may go on for a while after this
+    /// program was killed; or auto, which takes the one that suits the file system, and the other with a warning
+    /// where the host refuses that.
+    // Not auto: the kernel lets a process with Linux AIO under way end only when that has ended, and a successor may
+    // serve the same requests again. io_uring's writes would overwrite what it has written.
+    #[arg(long, value_name = "ENGINE", default_value_t = Engine::LinuxAio, conflicts_with = "null")]
     engine: Engine,
 
     /// Keep the image's storage: the guest cannot discard, and what it zeroes stays allocated.
@@ -241,7 +244,8 @@ mod tests {
     #[test]
     fn engine_has_the_names_that_qemu_gives_too() {
         let engine = |text| parse(text).unwrap().device_options().engine;
-        assert_eq!(engine("blk-file=a"), Engine::Auto);
+        assert_eq!(engine("blk-file=a"), Engine::LinuxAio);
+        assert_eq!(engine("blk-file=a,engine=auto"), Engine::Auto);
         assert_eq!(engine("blk-file=a,engine=native"), Engine::LinuxAio);
         assert_eq!(engine("blk-file=a,engine=io_uring"), Engine::IoUring);
         assert!(parse("blk-file=a,engine=threads").is_err());

@@ -27,6 +27,9 @@ pub struct DeviceOptions {
     /// what the backing needs.
     pub block_size: Option<u32>,
     /// What the image is read and written with. A null device has its own, whatever is asked for.
+    ///
+    /// Where another process takes over requests in flight when this one is killed, [`Engine::LinuxAio`] is the one to
+    /// choose: the kernel ends its I/O before the process is gone, and io_uring's, which `Auto` may take, later.
     pub engine: Engine,
     /// Let the guest give storage back to the host, by discarding or by zeroing what it does not need, where
     /// the backing can take it. Off for an image that is to keep the space it was given.
