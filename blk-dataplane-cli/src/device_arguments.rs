@@ -107,6 +107,10 @@ pub(crate) struct DeviceArguments {
     #[arg(long, conflicts_with = "read_only")]
     no_discard: bool,
 
+    /// Give each request to the host by itself, neighbours too: to see what merging them gains.
+    #[arg(long, conflicts_with = "null")]
+    no_merge: bool,
+
     /// Measure how long requests take; SIGUSR1 tells. Costs two readings of the clock per batch of requests.
     #[arg(long)]
     latencies: bool,
@@ -165,6 +169,7 @@ impl DeviceArguments {
             block_size: self.block_size,
             engine: self.engine,
             discard: !self.no_discard,
+            merge: !self.no_merge,
             latencies: self.latencies,
             threads: ThreadOptions {
                 count: self.num_threads,

@@ -111,6 +111,7 @@ pub struct Device {
     block_size: u32,
     ranges: RangeLimits,
     lifetime: Option<Arc<Lifetime>>,
+    merge: bool,
     latencies: bool,
     engine: Engine,
     /// Whether it has been said that another engine runs than was wanted.
@@ -171,6 +172,7 @@ impl Device {
             block_size,
             ranges,
             lifetime: lifetime.map(|files| Arc::new(Lifetime::new(files))),
+            merge: options.merge,
             latencies: options.latencies,
             engine: options.engine,
             fallback_told: Arc::default(),
@@ -315,6 +317,12 @@ impl Device {
     #[must_use]
     pub fn poll_max(&self) -> Duration {
         self.poll_max
+    }
+
+    /// Whether neighbouring requests of a batch become one operation.
+    #[must_use]
+    pub fn merges(&self) -> bool {
+        self.merge
     }
 
     /// What stores the content.

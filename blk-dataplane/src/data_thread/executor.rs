@@ -196,7 +196,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 capacity,
                 Limits {
                     max_segments: u32::from(OPERATION_SEGMENTS_MAX),
-                    max_bytes: OPERATION_BYTES_MAX,
+                    // Two requests are never within no bytes.
+                    max_bytes: if device.merges() {
+                        OPERATION_BYTES_MAX
+                    } else {
+                        0
+                    },
                 },
             ),
             flushes: Flushes::with_capacity(capacity),

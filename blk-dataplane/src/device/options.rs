@@ -34,6 +34,8 @@ pub struct DeviceOptions {
     /// Let the guest give storage back to the host, by discarding or by zeroing what it does not need, where
     /// the backing can take it. Off for an image that is to keep the space it was given.
     pub discard: bool,
+    /// Join requests of a batch that are neighbours on the disk into one operation. Off to see what that gains.
+    pub merge: bool,
     /// Measure how long requests take. Costs two readings of the clock per batch, some 25 ns each where the
     /// processor's own is used.
     pub latencies: bool,
@@ -54,6 +56,7 @@ impl Default for DeviceOptions {
             block_size: None,
             engine: Engine::Auto,
             discard: true,
+            merge: true,
             latencies: true,
             threads: ThreadOptions::default(),
             poll_max: DEFAULT_POLL_MAX,

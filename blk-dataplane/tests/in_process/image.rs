@@ -13,7 +13,7 @@ use crate::support::queue::{
     BLK_DISCARD, BLK_FLUSH, BLK_LIFETIME, BLK_SECURE_ERASE, BLK_WRITE_ZEROES, FEATURES,
 };
 use crate::support::request::{DISCARD, Framing, IOERR, OK, Request, WRITE_ZEROES};
-use crate::support::scratch::{KINDS, Kind, Scratch, on_threads};
+use crate::support::scratch::{KINDS, Kind, Scratch, on_threads, options};
 
 const DISK: usize = 1 << 20;
 
@@ -94,6 +94,36 @@ fn merged_writes_land_where_they_belong() {
         }
         let counters = vmm.plane.counters();
         assert_eq!((counters.operations, counters.merged), (1, 40), "{kind:?}");
+        assert!(scratch.content() == model, "{kind:?}");
+    }
+}
+
+#[test]
+fn without_merging_each_request_is_an_operation_of_its_own() {
+    for kind in KINDS {
+        let mut model = pattern(3, DISK);
+        let scratch = Scratch::new(kind, &model);
+        let options = DeviceOptions {
+            merge: false,
+            ..options()
+        };
+        let device = Device::new(Backing::Image(scratch.image()), &options).unwrap();
+        let mut vmm = Embedded::new(&device);
+        let mut queue = vmm.queue(0, 128);
+        vmm.plane.pause().unwrap();
+        for number in 0..40usize {
+            let data = pattern(u64::try_from(number).unwrap() + 100, 4096);
+            let request = Request::write(u64::try_from(number * 8).unwrap(), &data);
+            queue.add(&request, &Framing::classic(&request));
+            model[number * 4096..][..4096].copy_from_slice(&data);
+        }
+        queue.publish();
+        vmm.plane.resume().unwrap();
+        for done in queue.finish() {
+            assert_eq!((done.status, done.len), (Some(OK), 1));
+        }
+        let counters = vmm.plane.counters();
+        assert_eq!((counters.operations, counters.merged), (40, 0), "{kind:?}");
         assert!(scratch.content() == model, "{kind:?}");
     }
 }
