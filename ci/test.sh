@@ -16,8 +16,9 @@ done
 echo "== test: vring's barriers, release"
 cargo test -q --release -p vring --test barriers
 
-# Of the code as it is shipped: what vring costs beside virtio-queue, counted by valgrind.
-echo "== test: instructions per chain, release"
+# Of the code as it is shipped, counted by valgrind: what each crate costs beside what it did (benches/instructions.txt),
+# and vring beside virtio-queue.
+echo "== test: instructions per request, release"
 cargo test -q --release -p benches --test instructions
 
 # Named, since a plain `cargo test` here means the default member, the program, alone.

@@ -72,7 +72,7 @@ fn print_counts() -> Result<(), Error> {
         print!("  {:<32}", format!("instructions, {layout}"));
         for (column, _) in COLUMNS {
             let name = format!("{column}-{layout}");
-            let count = instructions::per_unit(load, &name, workload::counted_within(&name))?;
+            let count = instructions::per_unit(load, &name)?;
             print!("{count:>18.1}");
         }
         print!("\n  {:<32}", format!("allocations, {layout}"));

@@ -4,15 +4,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blk_dataplane::{Backing, DataPlane, Device, DeviceOptions, Image, ImageOptions, QueueSetup};
+use blk_dataplane::{
+    Backing, DataPlane, Device, DeviceOptions, Engine, Image, ImageOptions, QueueSetup,
+};
 use event_poll::{EventNotifier, EventPoll, Token};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vring::driver::{SplitDriver, SplitLayout};
+use hostmem::{MemoryMap, RegionConfig};
+use vm_memory::{Bytes, GuestAddress};
+use vring::driver::{Driver, Layout};
 use vring::{QueueSize, RingBase, RingFeatures, Segment};
 
 use crate::fixture::{BLOCK, BlockFile, Random};
+use crate::processors::{Bound, processors};
 use crate::{Error, allocations};
 
 /// Ring size: the usual one of virtio-blk.
@@ -27,13 +29,21 @@ const HEADERS: u64 = 0x1_0000;
 const STATUS: u64 = 32;
 /// A block a slot.
 const DATA: u64 = 0x10_0000;
-const MEMORY: usize = 0x20_0000;
+const MEMORY: u64 = 0x20_0000;
 
 /// `VIRTIO_F_VERSION_1`, `VIRTIO_F_EVENT_IDX`, `VIRTIO_F_INDIRECT_DESC`, `VIRTIO_BLK_F_FLUSH`.
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 9;
 
+/// `VIRTIO_F_RING_PACKED`.
+const PACKED: u64 = 1 << 34;
+
 /// `VIRTIO_BLK_T_IN`.
 const TYPE_IN: u32 = 0;
+/// `VIRTIO_BLK_T_OUT`.
+const TYPE_OUT: u32 = 1;
+
+/// What callgrind is to collect: all that the data thread does, and nothing of its guest.
+pub const DATA_THREAD: &str = "*DataThread<M>::run";
 
 /// Status a completed request must not be left with.
 const NO_STATUS: u8 = 0xee;
@@ -54,20 +64,43 @@ pub enum Guest {
     Polls,
 }
 
+/// The ring's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Split.
+    Split,
+    /// Packed.
+    Packed,
+}
+
+/// What the guest asks for, a block at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads of random blocks: hardly any two are neighbours.
+    RandomRead,
+    /// Reads of one block after the other: all of a batch become one operation.
+    SequentialRead,
+    /// Writes to random blocks.
+    RandomWrite,
+}
+
 /// A device with one queue, and its guest.
 #[derive(Debug)]
 pub struct Disk {
-    plane: DataPlane<GuestMemoryMmap>,
-    memory: Arc<GuestMemoryMmap>,
-    driver: SplitDriver<GuestMemoryMmap>,
+    plane: DataPlane<MemoryMap>,
+    memory: Arc<MemoryMap>,
+    driver: Driver<MemoryMap>,
     kick: EventNotifier,
     call: EventNotifier,
     poll: EventPoll,
     guest: Guest,
+    access: Access,
     /// Slot of the request at each head.
     slots: Box<[u16]>,
     free: Vec<u16>,
     random: Random,
+    /// The block after the latest one asked for.
+    next: u64,
     /// `None` for the null device, whose reads give zeroes.
     blocks: Option<u64>,
     kicks: u64,
@@ -105,16 +138,44 @@ impl Cost {
 
 impl Disk {
     /// Starts a device over `file`, or a null device, with its thread on one processor; the guest,
-    /// who is the thread that calls [`run`](Self::run), is on another one then.
+    /// who is the thread that calls [`run`](Self::run), is on another one then. Random reads, on a
+    /// split ring.
     ///
     /// # Errors
     ///
     /// The host has run out of something.
     pub fn new(file: Option<&BlockFile>, guest: Guest) -> Result<Self, Error> {
+        let options = DeviceOptions::default();
+        Self::start(file, guest, Format::Split, Access::RandomRead, options)
+    }
+
+    /// The same, with a device that sleeps whenever it has nothing to do, for
+    /// [`run_one_by_one`](Self::run_one_by_one).
+    ///
+    /// # Errors
+    ///
+    /// The host has run out of something.
+    pub fn sleepy(file: Option<&BlockFile>, format: Format, access: Access) -> Result<Self, Error> {
+        let options = DeviceOptions {
+            // Auto takes what suits the file system, and the counts would be of another engine elsewhere.
+            engine: Engine::LinuxAio,
+            poll_max: Duration::ZERO,
+            ..DeviceOptions::default()
+        };
+        Self::start(file, Guest::Sleeps, format, access, options)
+    }
+
+    fn start(
+        file: Option<&BlockFile>,
+        guest: Guest,
+        format: Format,
+        access: Access,
+        options: DeviceOptions,
+    ) -> Result<Self, Error> {
         let backing = match file {
             Some(file) => {
                 let options = ImageOptions {
-                    read_only: true,
+                    read_only: access != Access::RandomWrite,
                     ..ImageOptions::default()
                 };
                 Backing::Image(Image::open(file.path(), &options)?)
@@ -123,15 +184,19 @@ impl Disk {
         };
         let options = DeviceOptions {
             num_queues: 1,
-            ..DeviceOptions::default()
+            ..options
         };
         let device = Device::new(backing, &options)?;
 
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])?);
+        let memory = Arc::new(guest_memory()?);
         let size = QueueSize::new(u32::from(SIZE))?;
-        let addresses = SplitLayout::new(RING, size)?.addresses();
-        let features = RingFeatures::from_virtio(FEATURES);
-        let driver = SplitDriver::new(Arc::clone(&memory), addresses, size, features)?;
+        let accepted = match format {
+            Format::Split => FEATURES,
+            Format::Packed => FEATURES | PACKED,
+        };
+        let features = RingFeatures::from_virtio(accepted);
+        let addresses = Layout::new(RING, size, features)?.addresses();
+        let driver = Driver::new(Arc::clone(&memory), addresses, size, features)?;
 
         let (device_cpu, guest_cpu) = processors()?;
         // The data thread inherits the processor of the thread that starts it.
@@ -147,7 +212,7 @@ impl Disk {
                 size: u32::from(SIZE),
                 addresses,
                 base: RingBase::fresh(features),
-                features: FEATURES,
+                features: accepted,
                 kick: Some(kick.try_clone()?),
                 call: Some(Box::new(call.try_clone()?)),
                 err: None,
@@ -165,9 +230,11 @@ impl Disk {
             call,
             poll,
             guest,
+            access,
             slots: vec![0; usize::from(SIZE)].into_boxed_slice(),
             free: (0..DEPTH_MAX).collect(),
             random: Random::new(42),
+            next: 0,
             blocks: file.map(BlockFile::blocks),
             kicks: 0,
             sleeps: 0,
@@ -175,7 +242,7 @@ impl Disk {
         })
     }
 
-    /// Reads `count` random blocks with `depth` requests in flight, and checks each one.
+    /// Asks for `count` blocks with `depth` requests in flight, and checks each one.
     ///
     /// # Errors
     ///
@@ -208,12 +275,7 @@ impl Disk {
             if in_flight == 0 {
                 break;
             }
-            let mut completed = self.take(&mut got)?;
-            if completed == 0 {
-                self.wait()?;
-                completed = self.take(&mut got)?;
-            }
-            in_flight -= completed;
+            in_flight -= self.take_some(&mut got)?;
         }
         let time = start.elapsed();
         let allocations = allocations::count() - allocated;
@@ -233,45 +295,88 @@ impl Disk {
         })
     }
 
-    /// Writes a read request of a random block and stages it. Returns the word the block begins with.
+    /// Asks for `batches` times `depth` blocks, a batch at a time: the guest publishes all of it at once, to a device
+    /// that is asleep, and waits until that has served it and sleeps again. So the device does the same
+    /// each time, however the two threads are scheduled, and what it does can be counted.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_one_by_one(&mut self, batches: u64, depth: u16) -> Result<(), Error> {
+        assert!((1..=DEPTH_MAX).contains(&depth));
+        let (mut asked, mut got) = (0u64, 0u64);
+        for _ in 0..batches {
+            let sleeps = self.plane.counters().sleeps;
+            for _ in 0..depth {
+                asked = asked.wrapping_add(self.ask()?);
+            }
+            // Before the device can have served anything: it interrupts, whoever is the faster.
+            self.driver.enable_interrupts();
+            self.driver.publish();
+            if self.driver.needs_kick() {
+                self.kick.notify()?;
+            }
+            let mut in_flight = u64::from(depth);
+            while in_flight > 0 {
+                in_flight -= self.take_some(&mut got)?;
+            }
+            let start = Instant::now();
+            while self.plane.counters().sleeps == sleeps {
+                std::thread::yield_now();
+                if start.elapsed() > PATIENCE {
+                    return Err("the device does not go to sleep".into());
+                }
+            }
+        }
+        if got != asked {
+            return Err("the blocks read are not those asked for".into());
+        }
+        Ok(())
+    }
+
+    /// Writes a request for the next block and stages it. Returns the word that a block read begins with.
     #[inline]
     fn ask(&mut self) -> Result<u64, Error> {
         let slot = self.free.pop().ok_or("no slot is free")?;
-        let number = self.random.below(self.blocks.unwrap_or(NULL_BLOCKS));
+        let blocks = self.blocks.unwrap_or(NULL_BLOCKS);
+        let number = match self.access {
+            Access::SequentialRead => self.next,
+            Access::RandomRead | Access::RandomWrite => self.random.below(blocks),
+        };
+        self.next = (number + 1) % blocks;
         let sector = number * (BLOCK as u64 / 512);
         let header = HEADERS + u64::from(slot) * 64;
+        let is_write = self.access == Access::RandomWrite;
+        let request_type = if is_write { TYPE_OUT } else { TYPE_IN };
         let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&TYPE_IN.to_le_bytes());
+        bytes[..4].copy_from_slice(&request_type.to_le_bytes());
         bytes[8..].copy_from_slice(&sector.to_le_bytes());
         self.memory.write_slice(&bytes, GuestAddress(header))?;
         let status = GuestAddress(header + STATUS);
         self.memory.write_obj(NO_STATUS, status)?;
-        let head = self.driver.add_chain(
-            &[Segment {
-                addr: GuestAddress(header),
-                len: 16,
-            }],
-            &[
-                Segment {
-                    addr: data(slot),
-                    len: 4096,
-                },
-                Segment {
-                    addr: status,
-                    len: 1,
-                },
-            ],
-        )?;
+        let segments = [(GuestAddress(header), 16), (data(slot), 4096), (status, 1)]
+            .map(|(addr, len)| Segment { addr, len });
+        let (readable, writable) = segments.split_at(if is_write { 2 } else { 1 });
+        let head = self.driver.add_chain(readable, writable)?;
         self.slots[usize::from(head)] = slot;
-        Ok(self.blocks.map_or(0, |_| number))
+        Ok(match self.blocks {
+            Some(_) if !is_write => number,
+            _ => 0,
+        })
     }
 
     /// Takes all completions, and adds the first word of each block to `sum`.
     #[inline]
     fn take(&mut self, sum: &mut u64) -> Result<u64, Error> {
+        let is_write = self.access == Access::RandomWrite;
+        let written = if is_write { 1 } else { 4097 };
         let mut completed = 0;
         while let Some(used) = self.driver.poll_used() {
-            if !used.expected || used.len != 4097 {
+            if !used.expected || used.len != written {
                 return Err(format!("{used:?}").into());
             }
             let slot = self.slots[usize::try_from(used.id)?];
@@ -280,76 +385,68 @@ impl Disk {
             if status != 0 {
                 return Err(format!("status {status}").into());
             }
-            *sum = sum.wrapping_add(self.memory.read_obj(data(slot))?);
+            if !is_write {
+                *sum = sum.wrapping_add(self.memory.read_obj(data(slot))?);
+            }
             self.free.push(slot);
             completed += 1;
         }
         Ok(completed)
     }
 
-    /// Returns when something has completed.
-    fn wait(&mut self) -> Result<(), Error> {
-        if self.guest == Guest::Polls {
-            let start = Instant::now();
-            while self.driver.used_idx() == self.driver.next_used() {
-                for _ in 0..64 {
-                    std::hint::spin_loop();
-                    if self.driver.used_idx() != self.driver.next_used() {
-                        return Ok(());
+    /// As [`take`](Self::take), of one completion at least: waits for it.
+    fn take_some(&mut self, sum: &mut u64) -> Result<u64, Error> {
+        let mut completed = self.take(sum)?;
+        if completed > 0 {
+            return Ok(completed);
+        }
+        match self.guest {
+            Guest::Polls => {
+                let start = Instant::now();
+                loop {
+                    for _ in 0..64 {
+                        std::hint::spin_loop();
+                        completed = self.take(sum)?;
+                        if completed > 0 {
+                            return Ok(completed);
+                        }
+                    }
+                    if start.elapsed() > PATIENCE {
+                        return Err("the device does not answer".into());
                     }
                 }
-                if start.elapsed() > PATIENCE {
-                    return Err("the device does not answer".into());
+            }
+            Guest::Sleeps => {
+                while self.driver.enable_interrupts() {
+                    self.sleeps += 1;
+                    if self.poll.wait(Some(PATIENCE))?.is_empty() {
+                        return Err("the device does not interrupt".into());
+                    }
+                    self.call.test_and_clear()?;
                 }
+                self.driver.disable_interrupts();
+                self.take(sum)
             }
-            return Ok(());
         }
-        while self.driver.enable_interrupts() {
-            self.sleeps += 1;
-            if self.poll.wait(Some(PATIENCE))?.is_empty() {
-                return Err("the device does not interrupt".into());
-            }
-            self.call.test_and_clear()?;
-        }
-        self.driver.disable_interrupts();
-        Ok(())
     }
+}
+
+/// Memory as the program has it from a front-end: one region of a file.
+fn guest_memory() -> Result<MemoryMap, Error> {
+    let file = tempfile::tempfile_in("/dev/shm")?;
+    file.set_len(MEMORY)?;
+    let region = RegionConfig {
+        guest_addr: GuestAddress(0),
+        size: MEMORY,
+        frontend_addr: 0,
+        file,
+        mmap_offset: 0,
+    };
+    Ok(MemoryMap::new(vec![region])?)
 }
 
 fn data(slot: u16) -> GuestAddress {
     GuestAddress(DATA + u64::from(slot) * BLOCK as u64)
-}
-
-/// The processors of device and guest: the first two that this thread may use, or one for both.
-fn processors() -> Result<(usize, usize), Error> {
-    let usable = sched_getaffinity(Pid::from_raw(0))?;
-    let mut usable = (0..CpuSet::count()).filter(|&cpu| usable.is_set(cpu).unwrap_or(false));
-    let first = usable.next().ok_or("no processor")?;
-    let second = usable.next().unwrap_or_else(|| {
-        eprintln!("one processor: device and guest share it, the rates mean little");
-        first
-    });
-    Ok((first, second))
-}
-
-/// The calling thread, bound to one processor until this is dropped.
-struct Bound(CpuSet);
-
-impl Bound {
-    fn to(processor: usize) -> Result<Self, Error> {
-        let before = sched_getaffinity(Pid::from_raw(0))?;
-        let mut set = CpuSet::new();
-        set.set(processor)?;
-        sched_setaffinity(Pid::from_raw(0), &set)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        // Worst, what this thread does next stays on one processor.
-        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
-    }
 }
 
 #[cfg(test)]
@@ -366,6 +463,33 @@ mod tests {
                     let cost = disk.run(500, depth).unwrap();
                     assert_eq!(cost.requests, 500);
                     assert!(cost.kicks >= 1, "{cost:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_batch_is_served_between_two_sleeps() {
+        for format in [Format::Split, Format::Packed] {
+            for access in [
+                Access::RandomRead,
+                Access::SequentialRead,
+                Access::RandomWrite,
+            ] {
+                // Its own, for the writes leave no block as it was.
+                let file = BlockFile::new(64).unwrap();
+                for file in [Some(&file), None] {
+                    let mut disk = Disk::sleepy(file, format, access).unwrap();
+                    disk.run_one_by_one(10, 32).unwrap();
+                    let before = disk.plane.counters();
+                    disk.run_one_by_one(100, 32).unwrap();
+                    let after = disk.plane.counters();
+                    let context = format!("{format:?} {access:?} {file:?}");
+                    assert_eq!(after.requests - before.requests, 3200, "{context}");
+                    assert_eq!(after.sleeps - before.sleeps, 100, "{context}");
+                    if access == Access::SequentialRead && file.is_some() {
+                        assert_eq!(after.operations - before.operations, 100);
+                    }
                 }
             }
         }

@@ -1,8 +1,10 @@
-//! Instructions per chain and per lookup against their bars. Of an optimised build, and under valgrind, so
+//! Instructions per unit against the committed figures, and of some against bars. Of an optimised build, and under valgrind, so
 //! not among the tests that `cargo test` runs by itself: `cargo test --release -p benches --test instructions`.
 
+use std::io::Write;
 use std::path::Path;
 
+use benches::figures::{Figures, WRITE};
 use benches::{instructions, workload};
 
 /// Instructions of virtio-queue for each one of vring, at least. The figures are exact and the same
@@ -13,14 +15,53 @@ const BAR: f64 = 2.0;
 /// at most. They were 1.5 when this was written.
 const LOOKUP_BAR: f64 = 2.0;
 
-fn per_unit(workload: &str) -> f64 {
+/// Set: the figures that are counted are written to the file, and compared with nothing.
+const WRITES: &str = "BENCH_WRITE_FIGURES";
+
+fn load() -> &'static Path {
     assert!(
         !cfg!(debug_assertions),
         "only an optimised build has figures that mean anything: run with --release"
     );
-    let load = Path::new(env!("CARGO_BIN_EXE_load"));
-    instructions::per_unit(load, workload, workload::counted_within(workload))
+    Path::new(env!("CARGO_BIN_EXE_load"))
+}
+
+fn per_unit(workload: &str) -> f64 {
+    instructions::per_unit(load(), workload)
         .expect("valgrind is installed (ci/install-test-deps.sh) and counts")
+}
+
+/// Says it also when the test passes.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+#[test]
+fn no_workload_takes_more_than_five_per_cent_above_its_committed_figures() {
+    let counted = instructions::count_all(load())
+        .expect("valgrind is installed (ci/install-test-deps.sh) and counts");
+    println!("{counted}");
+    let path = Figures::path();
+    if std::env::var_os(WRITES).is_some() {
+        std::fs::write(&path, counted.to_string()).expect("the file can be written");
+        say(&format!("{} is written; read its diff", path.display()));
+        return;
+    }
+    let committed = std::fs::read_to_string(&path)
+        .map_err(Into::into)
+        .and_then(|text| Figures::parse(&text))
+        .unwrap_or_else(|error| panic!("{}: {error}; to write it: {WRITE}", path.display()));
+    let notices = committed
+        .compare(&counted)
+        .unwrap_or_else(|message| panic!("{message}"));
+    for notice in &notices {
+        say(notice);
+    }
+    if !notices.is_empty() {
+        say(&format!(
+            "fell by more than 5 %: commit the new figures, or a rise up to the old ones goes unnoticed. {WRITE}"
+        ));
+    }
 }
 
 fn per_chain(workload: &str) -> f64 {

@@ -29,7 +29,7 @@ fn main() -> Result<(), Error> {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let load = load()?;
     println!(
-        "{:<26} {:>12} {:>12}  system calls per unit",
+        "{:<36} {:>12} {:>12}  system calls per unit",
         "per unit", "instructions", "allocations"
     );
     for (name, _) in workload::WORKLOADS {
@@ -37,15 +37,14 @@ fn main() -> Result<(), Error> {
             continue;
         }
         let instructions = if is_single_threaded(name) {
-            let within = workload::counted_within(name);
-            format!("{:.1}", instructions::per_unit(&load, name, within)?)
+            format!("{:.1}", instructions::per_unit(&load, name)?)
         } else {
             // Two threads that wait for each other take turns under valgrind: no figure to compare.
             "-".to_owned()
         };
         let allocations = workload::run(name, ALLOCATION_UNITS)?;
         println!(
-            "{name:<26} {instructions:>12} {:>12.4}  {}",
+            "{name:<36} {instructions:>12} {:>12.4}  {}",
             allocations as f64 / (ALLOCATION_UNITS / 2) as f64,
             system_calls(&load, name)?,
         );
