@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::Failure;
+use crate::bench::arguments::BenchArguments;
 use crate::device_arguments::DeviceArguments;
 
 /// Serves disk images to virtual machines over vhost-user-blk.
@@ -16,7 +17,14 @@ use crate::device_arguments::DeviceArguments;
 /// then on, and has the guests told. On SIGUSR1 it prints its counters on standard error.
 #[derive(Debug, Parser)]
 #[command(name = "blk-dataplane", version, after_help = EXIT_CODES, allow_negative_numbers = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_value_name = "COMMAND"
+)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// Serve this device, told by any of the device options below as key=value with commas between, like
     /// blk-file=/a.img,socket-path=/run/a.sock,read-only=on; a comma in a value is written twice. Once for each
     /// device, in place of those options.
@@ -40,6 +48,12 @@ pub(crate) struct Arguments {
         next_help_heading = "Device options (one device; or in --device, or in --config)"
     )]
     pub(crate) device: DeviceArguments,
+}
+
+/// What the program does besides serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Bench(Box<BenchArguments>),
 }
 
 /// What concerns the program and not a device; also at the top of a configuration file.

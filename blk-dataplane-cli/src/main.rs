@@ -6,6 +6,7 @@
 mod activation;
 mod arguments;
 mod backing;
+mod bench;
 mod config_file;
 mod cpu_list;
 mod device_arguments;
@@ -37,7 +38,7 @@ use blk_dataplane::SigbusGuard;
 use blk_dataplane::vhost_user::Server;
 use nix::sys::signal::Signal;
 
-use arguments::{Arguments, ProgramArguments};
+use arguments::{Arguments, Command, ProgramArguments};
 use failure::{EXIT_HOST, Failure};
 use origin::Origin;
 use served::{Description, Served};
@@ -63,14 +64,21 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::from(EXIT_HOST),
         };
     }
-    let described = Arguments::of_process().and_then(describe);
-    match described.and_then(|(program, devices)| run(&program, &devices)) {
+    match Arguments::of_process().and_then(obey) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             say(&format!("blk-dataplane: {}\n", failure.message));
             ExitCode::from(failure.code)
         }
     }
+}
+
+fn obey(arguments: Arguments) -> Result<(), Failure> {
+    if let Some(Command::Bench(arguments)) = arguments.command {
+        return bench::run(&arguments);
+    }
+    let (program, devices) = describe(arguments)?;
+    run(&program, &devices)
 }
 
 /// What the command line and the configuration file ask for.

@@ -29,6 +29,8 @@
 //! # Features
 //!
 //! - `vhost-user`: the vhost-user-blk server, module `vhost_user`.
+//! - `load-generator`: module `load`, the other end of that protocol: puts load on any vhost-user-blk back-end, and
+//!   measures it.
 //! - `testing`: module `testing`, a device over a disk that a test writes.
 
 mod capacity;
@@ -41,6 +43,8 @@ mod device;
 mod image;
 mod inflight;
 mod lifetime;
+#[cfg(feature = "load-generator")]
+pub mod load;
 mod notifier;
 mod ranges;
 mod request;

@@ -27,13 +27,13 @@
 //! # }
 //! ```
 
-mod ancillary;
+pub(crate) mod ancillary;
 mod backend;
 mod config_channel;
 mod handed;
 mod listener;
-mod message;
-mod request;
+pub(crate) mod message;
+pub(crate) mod request;
 mod server;
 mod serving;
 mod session;

@@ -29,11 +29,11 @@ union Control {
 
 /// What one call received.
 #[derive(Debug)]
-pub(super) struct Received {
+pub(crate) struct Received {
     /// Bytes; 0 at the stream's end.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// Some descriptors have been cut off, or there was ancillary data of another kind than was asked for.
-    pub(super) truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 /// Waits for bytes, at least one and at most those of `buffer`, and appends the descriptors that came with them,
@@ -42,7 +42,7 @@ pub(super) struct Received {
 /// # Errors
 ///
 /// What recvmsg(2) says, `EINTR` and `EAGAIN` included.
-pub(super) fn receive(
+pub(crate) fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],
     fds: &mut Vec<OwnedFd>,

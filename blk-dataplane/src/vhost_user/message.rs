@@ -4,29 +4,30 @@
 //! the byte order of the host, which both ends are on. Section names are those of `vhost-user.rst`.
 
 /// A header's size in bytes.
-pub(super) const HEADER_LEN: usize = 12;
+pub(crate) const HEADER_LEN: usize = 12;
 
 /// Longest body that is read. The longest that any request here has is a configuration write of 268 bytes; a page
 /// leaves room for those of front-ends that are to be told "no" and not cut off.
-pub(super) const BODY_MAX: usize = 4096;
+pub(crate) const BODY_MAX: usize = 4096;
 
 /// Most descriptors that may come with one message: more than any takes ([`REGIONS_MAX`]), so that a message with
 /// some too many is refused like any other, and few enough that a front-end cannot use up this process's.
-pub(super) const DESCRIPTORS_MAX: usize = 32;
+pub(crate) const DESCRIPTORS_MAX: usize = 32;
 
 /// Regions that SET_MEM_TABLE can carry ("Multiple memory regions description").
-pub(super) const REGIONS_MAX: usize = 8;
+pub(crate) const REGIONS_MAX: usize = 8;
 
 /// Longest part of the configuration space that a message carries ("Virtio device config space").
 pub(super) const CONFIG_MAX: u32 = 256;
 
 /// The body before the bytes in GET_CONFIG and SET_CONFIG: offset, size and flags.
-pub(super) const CONFIG_HEADER_LEN: usize = 12;
+pub(crate) const CONFIG_HEADER_LEN: usize = 12;
 
-const VERSION: u32 = 1;
+/// Flags of a header.
+pub(crate) const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 3;
-const REPLY: u32 = 1 << 2;
-const NEED_REPLY: u32 = 1 << 3;
+pub(crate) const REPLY: u32 = 1 << 2;
+pub(crate) const NEED_REPLY: u32 = 1 << 3;
 
 /// A header that a stream can be trusted after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +86,8 @@ impl Header {
     }
 }
 
-fn words(bytes: [u8; HEADER_LEN]) -> [u32; 3] {
+/// The three words of a header: request, flags, size of the body.
+pub(crate) fn words(bytes: [u8; HEADER_LEN]) -> [u32; 3] {
     let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
     [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes)
 }
@@ -126,8 +128,8 @@ pub(super) struct InflightArea {
 
 /// Its size as the specification lists the fields, and as C compilers lay the structure out: QEMU and rust-vmm send
 /// the latter, and want it back.
-pub(super) const INFLIGHT_LEN: usize = 20;
-pub(super) const INFLIGHT_PADDED_LEN: usize = 24;
+pub(crate) const INFLIGHT_LEN: usize = 20;
+pub(crate) const INFLIGHT_PADDED_LEN: usize = 24;
 
 impl Reply {
     /// The whole message, header and body.
@@ -176,7 +178,7 @@ pub(super) fn config_change() -> Vec<u8> {
     encode(CONFIG_CHANGE_MSG, VERSION, &[])
 }
 
-fn encode(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER_LEN + body.len());
     // At most CONFIG_MAX and its header.
     let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
@@ -188,24 +190,24 @@ fn encode(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
 }
 
 /// Bits of GET_PROTOCOL_FEATURES ("Protocol features").
-pub(super) mod protocol {
-    pub(in super::super) const MQ: u64 = 1 << 0;
-    pub(in super::super) const LOG_SHMFD: u64 = 1 << 1;
-    pub(in super::super) const REPLY_ACK: u64 = 1 << 3;
-    pub(in super::super) const BACKEND_REQ: u64 = 1 << 5;
-    pub(in super::super) const CONFIG: u64 = 1 << 9;
-    pub(in super::super) const INFLIGHT_SHMFD: u64 = 1 << 12;
-    pub(in super::super) const RESET_DEVICE: u64 = 1 << 13;
-    pub(in super::super) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
-    pub(in super::super) const STATUS: u64 = 1 << 16;
+pub(crate) mod protocol {
+    pub(crate) const MQ: u64 = 1 << 0;
+    pub(crate) const LOG_SHMFD: u64 = 1 << 1;
+    pub(crate) const REPLY_ACK: u64 = 1 << 3;
+    pub(crate) const BACKEND_REQ: u64 = 1 << 5;
+    pub(crate) const CONFIG: u64 = 1 << 9;
+    pub(crate) const INFLIGHT_SHMFD: u64 = 1 << 12;
+    pub(crate) const RESET_DEVICE: u64 = 1 << 13;
+    pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    pub(crate) const STATUS: u64 = 1 << 16;
 }
 
 /// Bits of GET_FEATURES that are the protocol's and not the device's.
-pub(super) mod feature {
+pub(crate) mod feature {
     /// VHOST_F_LOG_ALL
-    pub(in super::super) const LOG_ALL: u64 = 1 << 26;
+    pub(crate) const LOG_ALL: u64 = 1 << 26;
     /// VHOST_USER_F_PROTOCOL_FEATURES
-    pub(in super::super) const PROTOCOL_FEATURES: u64 = 1 << 30;
+    pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 }
 
 #[cfg(test)]

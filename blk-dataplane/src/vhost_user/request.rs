@@ -31,7 +31,7 @@ macro_rules! codes {
     ($($name:ident = $number:literal,)*) => {
         /// Requests that this back-end knows ("Front-end message types").
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) enum Code {
+        pub(crate) enum Code {
             $($name = $number,)*
         }
 
