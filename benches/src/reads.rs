@@ -21,7 +21,7 @@ pub enum Reader {
     IoqUring,
     /// The same, with completions not to signal.
     IoqUringDisarmed,
-    /// `ioq::IoQueue` with the null engine: what the queue itself costs. Reads give zeroes.
+    /// `ioq::IoQueue` with the null engine: what the queue itself costs. Reads leave the zeroes that are there.
     IoqNull,
     /// Raw `io_submit`, completions from the mapped ring: the floor.
     Bare,

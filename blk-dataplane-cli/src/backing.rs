@@ -11,7 +11,12 @@ use crate::{Failure, image_notes};
 pub(crate) fn open(arguments: &DeviceArguments) -> Result<Backing, Failure> {
     let Some(path) = &arguments.blk_file else {
         // One of the two is there: see `DeviceArguments::check`.
-        return Ok(Backing::null(arguments.null.unwrap_or_default()));
+        let size = arguments.null.unwrap_or_default();
+        return Ok(if arguments.read_zeroes {
+            Backing::null_zeroes(size)
+        } else {
+            Backing::null(size)
+        });
     };
     let mut wanted = arguments.create;
     if let Some(size) = arguments.create

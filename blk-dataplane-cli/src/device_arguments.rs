@@ -34,10 +34,15 @@ pub(crate) struct DeviceArguments {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["null", "read_only"])]
     pub(crate) create: Option<u64>,
 
-    /// Serve a device of SIZE that stores nothing: reads give zeroes, everything completes at once.
+    /// Serve a device of SIZE that stores nothing: writes vanish, reads leave the guest's memory as it is,
+    /// everything completes at once.
     #[arg(long, value_name = "SIZE", value_parser = parse_size,
           conflicts_with_all = ["blk_file", "read_only"])]
     pub(crate) null: Option<u64>,
+
+    /// With --null: reads give zeroes.
+    #[arg(long, conflicts_with = "blk_file")]
+    pub(crate) read_zeroes: bool,
 
     /// Refuse writes, and open the image for reading only.
     #[arg(long)]

@@ -18,6 +18,7 @@ mod command;
 mod executor;
 mod failures;
 mod flush;
+mod hot_region;
 mod pace;
 pub(crate) mod peers;
 mod queue;
@@ -38,6 +39,7 @@ use vring::Chain;
 
 use self::buffers::MemoryRef;
 use self::executor::{Executor, Finished, Started};
+use self::hot_region::HotRegion;
 use self::pace::Pace;
 use self::peers::{Desks, Peer, Seat, Wake};
 use self::queue::{Fetched, QueueState};
@@ -289,6 +291,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             return false;
         };
         let of_queue = &queue_counters[index].requests;
+        let mut memory = HotRegion::new(memory);
         for fetched in 0..BATCH_MAX {
             if !executor.has_room() {
                 queue.starved = true;
@@ -296,7 +299,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             }
             match queue.pop(chain, counters, of_queue) {
                 Fetched::Chain(head) => {
-                    match executor.start(queue.index, queue.accepted, head, chain, memory) {
+                    match executor.start(queue.index, queue.accepted, head, chain, &mut memory) {
                         Started::InFlight => {}
                         Started::Finished { head, used_len } => queue.push(head, used_len),
                         Started::NoRoom(head) => {
@@ -335,10 +338,14 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     fn reap(&mut self) -> usize {
         let Self {
-            executor, queues, ..
+            executor,
+            queues,
+            memory,
+            ..
         } = self;
         let mut room = false;
         let operations = executor.reap(
+            memory,
             |Finished {
                  queue,
                  head,

@@ -58,10 +58,13 @@ const _: () = assert!(SECTOR_SIZE_U32 as u64 == SECTOR_SIZE);
 pub enum Backing {
     /// A file or block device.
     Image(Image),
-    /// Nothing: writes vanish, reads give zeroes, all at once. Measures everything else.
+    /// Nothing: writes vanish, reads give what `read_zeroes` says, all at once. Measures everything else.
     Null {
         /// Size in bytes, a multiple of 512.
         capacity: u64,
+        /// Whether reads give zeroes. If not they leave the guest's memory as it is, and say so with a used
+        /// length of 0.
+        read_zeroes: bool,
     },
     /// A disk that a test writes.
     #[cfg(feature = "testing")]
@@ -69,11 +72,22 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// A null device of `size` bytes, rounded down to whole sectors.
+    /// A null device of `size` bytes, rounded down to whole sectors. Its reads leave the guest's memory as it
+    /// is, as those of other backends' null devices do.
     #[must_use]
     pub fn null(size: u64) -> Self {
         Self::Null {
             capacity: size - size % SECTOR_SIZE,
+            read_zeroes: false,
+        }
+    }
+
+    /// A null device of `size` bytes, rounded down to whole sectors, whose reads give zeroes.
+    #[must_use]
+    pub fn null_zeroes(size: u64) -> Self {
+        Self::Null {
+            capacity: size - size % SECTOR_SIZE,
+            read_zeroes: true,
         }
     }
 }
@@ -132,7 +146,7 @@ impl Device {
         serial[..options.serial.len()].copy_from_slice(options.serial.as_bytes());
         let (size, needed) = match &backing {
             Backing::Image(image) => (image.capacity(), image.block_size()),
-            Backing::Null { capacity } => (*capacity, SECTOR_SIZE_U32),
+            Backing::Null { capacity, .. } => (*capacity, SECTOR_SIZE_U32),
             #[cfg(feature = "testing")]
             Backing::Testing(disk) => (disk.capacity(), SECTOR_SIZE_U32),
         };
@@ -269,7 +283,7 @@ impl Device {
     pub fn resize(&self) -> Result<Resized, ResizeError> {
         self.capacity.set_from(|| match &self.backing {
             Backing::Image(image) => Ok(whole_blocks(image.current_size()?, self.block_size)),
-            Backing::Null { capacity } => Ok(whole_blocks(*capacity, self.block_size)),
+            Backing::Null { capacity, .. } => Ok(whole_blocks(*capacity, self.block_size)),
             #[cfg(feature = "testing")]
             Backing::Testing(disk) => Ok(whole_blocks(disk.capacity(), self.block_size)),
         })

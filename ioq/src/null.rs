@@ -11,16 +11,19 @@ use crate::engine::Engine;
 use crate::notifier::Notifier;
 use crate::op::{Opcode, Table};
 
-/// Completes everything while it is submitted: a read gives zeroes, a write goes nowhere.
+/// Completes everything while it is submitted: a write goes nowhere, a read leaves its memory as it is or
+/// gives zeroes.
 #[derive(Debug)]
 pub(crate) struct Null {
+    read_zeroes: bool,
     // Never longer than the queue's depth, its capacity.
     completed: VecDeque<Completion>,
 }
 
 impl Null {
-    pub(crate) fn new(depth: u16) -> Self {
+    pub(crate) fn new(depth: u16, read_zeroes: bool) -> Self {
         Self {
+            read_zeroes,
             completed: VecDeque::with_capacity(usize::from(depth)),
         }
     }
@@ -34,7 +37,7 @@ impl Backend for Null {
     fn submit(&mut self, slots: &[u16], table: &Table) -> Submission {
         for &slot in slots {
             let (op, segments) = table.parts(slot);
-            if op.opcode == Opcode::Read {
+            if self.read_zeroes && op.opcode == Opcode::Read {
                 for segment in segments {
                     // SAFETY: the queue's caller promised that the segments of a read are valid
                     // for writes until its owner came back.

@@ -136,7 +136,7 @@ fn guest_image_is_byte_for_byte_what_the_guest_wrote() {
 #[test]
 fn guest_null_disk_takes_every_write_and_reads_as_zeroes() {
     let lab = Lab::enter();
-    let backend = Backend::start(&lab, "null", ["--null", "1G"]);
+    let backend = Backend::start(&lab, "null", ["--null", "1G", "--read-zeroes"]);
     let results = Guest::new(&lab, "guest")
         .disk(backend.socket())
         .start(

@@ -28,7 +28,7 @@ pub(super) struct Lane {
     /// The request's chain, swapped in for the lane's spare one.
     pub(super) chain: Chain,
     /// Here unless an operation has it.
-    pub(super) buffer: Option<AlignedBuf>,
+    pub(super) buffer: Option<Box<AlignedBuf>>,
     pub(super) slot: Option<SlotId>,
     pub(super) transfer: Transfer,
     /// Where the request starts in the image.
@@ -88,7 +88,7 @@ impl Bounce {
         let lane = || {
             Some(Lane {
                 chain: Chain::for_queue(max_queue_size),
-                buffer: Some(AlignedBuf::new(LANE_BYTES, LANE_ALIGNMENT)?),
+                buffer: Some(Box::new(AlignedBuf::new(LANE_BYTES, LANE_ALIGNMENT)?)),
                 slot: None,
                 transfer: Transfer::Read,
                 offset: 0,

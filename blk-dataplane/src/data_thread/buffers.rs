@@ -18,10 +18,11 @@ use hostmem::SigbusGuard;
 use ioq::{AlignedBuf, Durability, IoQueue};
 use libc::iovec;
 use vm_memory::bitmap::{Bitmap, MS};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 use vring::Segment;
 
 use super::SlotId;
+use super::hot_region::HotRegion;
 
 /// Segments a request may have to be submitted in place. One with more (twice what `seg_max` tells
 /// the driver leaves room for buffers that cross memory regions) goes through a bounce buffer.
@@ -47,8 +48,15 @@ impl<M> MemoryRef<M> {
         Self(Rc::new(memory))
     }
 
+    #[inline]
     pub(super) fn map(&self) -> &M {
         &self.0
+    }
+
+    /// Whether both are references to the same map in force, not only to equal ones.
+    #[inline]
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -67,13 +75,19 @@ pub(super) enum Owner<M> {
         /// Keeps the memory that the iovecs point into mapped.
         _memory: MemoryRef<M>,
     },
-    /// Data in a bounce buffer, for one request.
-    Bounce { slot: SlotId, buffer: AlignedBuf },
+    /// Data in a bounce buffer, for one request. Boxed, so that owners are small: every operation moves one.
+    Bounce {
+        slot: SlotId,
+        buffer: Box<AlignedBuf>,
+    },
     /// No data: a discard or write-zeroes of one range of the request `slot`.
     Range { slot: SlotId },
     /// No data: an fdatasync for the request `first` and those linked to it, flushes and writes.
     Sync { first: SlotId },
 }
+
+// Two registers.
+const _: () = assert!(size_of::<Owner<()>>() == 16);
 
 /// Why a request's data cannot be submitted where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +100,18 @@ pub(super) enum NotInPlace {
     Bounce,
 }
 
-/// What direct I/O demands of every iovec, in bytes; 1 and 1 where nothing is demanded.
+/// What direct I/O demands of every iovec, in bytes, powers of two; 1 and 1 where nothing is demanded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Alignment {
     pub(super) address: usize,
     pub(super) len: usize,
+}
+
+impl Alignment {
+    #[inline]
+    fn suits(self, base: *mut u8, len: usize) -> bool {
+        (base.addr() & (self.address - 1)) | (len & (self.len - 1)) == 0
+    }
 }
 
 #[derive(Debug)]
@@ -111,6 +132,7 @@ pub(super) struct GuestBuffers<M> {
 
 impl<M: GuestMemoryBackend> GuestBuffers<M> {
     pub(super) fn new(slots: usize, alignment: Alignment) -> Self {
+        debug_assert!(alignment.address.is_power_of_two() && alignment.len.is_power_of_two());
         // Zeroed by the allocator, so that the pages of slots never used take no memory.
         let iovecs = Box::<[iovec]>::new_zeroed_slice(slots * SLOT_STRIDE);
         Self {
@@ -129,19 +151,56 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
 
     /// Fills a slot with the host addresses of `bytes` of the data that `segments` describe, and
     /// returns how many iovecs that took. A range that crosses into an adjacent region is split.
+    #[inline]
     pub(super) fn fill(
         &mut self,
         slot: SlotId,
-        memory: &MemoryRef<M>,
+        memory: &mut HotRegion<'_, M>,
+        segments: &[Segment],
+        bytes: Range<u64>,
+    ) -> Result<usize, NotInPlace> {
+        // Nearly always the header is one segment and the data is one.
+        let data = match segments {
+            [data, ..] if bytes.start == 0 => Some(data),
+            [header, data, ..] if u64::from(header.len) == bytes.start => Some(data),
+            _ => None,
+        };
+        if let Some(data) = data
+            && u64::from(data.len) == bytes.end - bytes.start
+            && let Ok(slice) = memory.slice(data.addr, data.len as usize)
+        {
+            let iov_base = slice.ptr_guard_mut().as_ptr();
+            if self.alignment.suits(iov_base, slice.len()) {
+                let base = slot.index() * SLOT_STRIDE;
+                self.iovecs[base] = iovec {
+                    iov_base: iov_base.cast(),
+                    iov_len: slice.len(),
+                };
+                self.addresses[base] = data.addr.0;
+                self.slots[slot.index()] = Slot {
+                    count: 1,
+                    memory: Some(memory.memory().clone()),
+                };
+                return Ok(1);
+            }
+        }
+        self.fill_parts(slot, memory, segments, bytes)
+    }
+
+    #[inline(never)]
+    fn fill_parts(
+        &mut self,
+        slot: SlotId,
+        memory: &mut HotRegion<'_, M>,
         segments: &[Segment],
         bytes: Range<u64>,
     ) -> Result<usize, NotInPlace> {
         let base = slot.index() * SLOT_STRIDE;
+        let alignment = self.alignment;
         let iovecs = &mut self.iovecs[base..base + MAX_SEGMENTS_PER_REQUEST];
         let addresses = &mut self.addresses[base..base + MAX_SEGMENTS_PER_REQUEST];
         let entry = &mut self.slots[slot.index()];
         entry.count = 0;
-        entry.memory = None;
         let (mut skip, mut left) = (bytes.start, bytes.end - bytes.start);
         let mut count = 0;
         let mut in_place = true;
@@ -164,18 +223,12 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
             left -= take;
             // A u32 length fits usize on the 64-bit hosts this runs on.
             let take = usize::try_from(take).map_err(|_| NotInPlace::Unmapped)?;
-            let mut addr = addr;
-            for slice in memory.map().get_slices(GuestAddress(addr), take) {
-                let slice = slice.map_err(|error| match error {
-                    GuestMemoryError::IOError(_) => NotInPlace::Lost,
-                    _ => NotInPlace::Unmapped,
-                })?;
+            // Every segment is translated even when the request will bounce: one that is not
+            // mapped makes the chain bad, however its neighbours lie.
+            let mut place = |addr: u64, slice: VolatileSlice<'_, MS<'_, M>>| {
                 let iov_base = slice.ptr_guard_mut().as_ptr();
-                let misaligned = iov_base.addr() % self.alignment.address != 0
-                    || slice.len() % self.alignment.len != 0;
-                // Every segment is translated even when the request will bounce: one that is not
-                // mapped makes the chain bad, however its neighbours lie.
-                in_place &= !misaligned && count < MAX_SEGMENTS_PER_REQUEST;
+                let suits = alignment.suits(iov_base, slice.len());
+                in_place &= suits && count < MAX_SEGMENTS_PER_REQUEST;
                 if in_place {
                     iovecs[count] = iovec {
                         iov_base: iov_base.cast(),
@@ -184,8 +237,21 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
                     addresses[count] = addr;
                     count += 1;
                 }
+            };
+            if let Ok(slice) = memory.slice(GuestAddress(addr), take) {
+                place(addr, slice);
+                continue;
+            }
+            let mut addr = addr;
+            for slice in memory.map().get_slices(GuestAddress(addr), take) {
+                let slice = slice.map_err(|error| match error {
+                    GuestMemoryError::IOError(_) => NotInPlace::Lost,
+                    _ => NotInPlace::Unmapped,
+                })?;
+                let len = slice.len();
+                place(addr, slice);
                 // No overflow: the slices are parts of a range that was found.
-                addr = addr.wrapping_add(slice.len() as u64);
+                addr = addr.wrapping_add(len as u64);
             }
         }
         debug_assert_eq!(left, 0, "the range goes past the segments");
@@ -193,8 +259,21 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
             return Err(NotInPlace::Bounce);
         }
         entry.count = count;
-        entry.memory = Some(memory.clone());
+        entry.memory = Some(memory.memory().clone());
         Ok(count)
+    }
+
+    /// Keeps the map that a request without data of its own in a slot was popped under.
+    pub(super) fn hold(&mut self, slot: SlotId, memory: &MemoryRef<M>) {
+        let entry = &mut self.slots[slot.index()];
+        entry.count = 0;
+        entry.memory = Some(memory.clone());
+    }
+
+    /// The map that a request in a slot was popped under.
+    #[inline]
+    pub(super) fn memory(&self, slot: SlotId) -> Option<&MemoryRef<M>> {
+        self.slots[slot.index()].memory.as_ref()
     }
 
     /// Whether any of a slot's memory has gone since it was filled. Slow: asked only after a loss.
@@ -237,6 +316,34 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         entry.memory = None;
     }
 
+    /// As [`queue`](Self::queue) for one slot.
+    #[inline]
+    pub(super) fn queue_one(
+        &self,
+        queue: &mut IoQueue<Owner<M>>,
+        transfer: Transfer,
+        offset: u64,
+        slot: SlotId,
+    ) -> bool {
+        let entry = &self.slots[slot.index()];
+        let (1, Some(memory)) = (entry.count, &entry.memory) else {
+            return self.queue(queue, transfer, offset, std::iter::once(slot));
+        };
+        let owner = Owner::Guest {
+            first: slot,
+            _memory: memory.clone(),
+        };
+        let segment = [self.iovecs[slot.index() * SLOT_STRIDE]];
+        // SAFETY: as in `queue`.
+        let queued = unsafe {
+            match transfer {
+                Transfer::Read => queue.queue_readv(offset, segment, owner),
+                Transfer::Write => queue.queue_writev(offset, segment, WRITE, owner),
+            }
+        };
+        queued.is_ok()
+    }
+
     /// Queues one operation for the data of `slots`, back to back in the file from `offset`. The
     /// first slot names it. False if it could not be queued; nothing has happened then.
     pub(super) fn queue<I>(
@@ -258,7 +365,7 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         // One owner keeps one map alive, so all parts must point into that one.
         let same_map = slots.clone().all(|slot| {
             let part = self.slots[slot.index()].memory.as_ref();
-            part.is_some_and(|part| Rc::ptr_eq(&part.0, &memory.0))
+            part.is_some_and(|part| part.is(memory))
         });
         if !same_map {
             return false;
@@ -303,9 +410,9 @@ pub(super) fn queue_bounce<M>(
     transfer: Transfer,
     offset: u64,
     slot: SlotId,
-    mut buffer: AlignedBuf,
+    mut buffer: Box<AlignedBuf>,
     len: usize,
-) -> Result<(), AlignedBuf> {
+) -> Result<(), Box<AlignedBuf>> {
     let chunk = &mut buffer[..len];
     let segment = iovec {
         iov_base: chunk.as_mut_ptr().cast(),

@@ -15,7 +15,7 @@ use event_poll::Stopper;
 use hostmem::SigbusGuard;
 use ioq::{Armed, IoError, IoErrorKind, IoQueue};
 use iosched::{Limits, Merger, Op};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
 use vring::{Chain, Head};
 
 use super::bounce::{Bounce, is_lost};
@@ -24,6 +24,7 @@ use super::buffers::{
 };
 use super::failures::Failures;
 use super::flush::Flushes;
+use super::hot_region::HotRegion;
 use super::peers::Seat;
 use super::range_table::RangeTable;
 use super::slots::{Request, Slots, Work};
@@ -111,7 +112,7 @@ pub(super) struct Finished {
 #[derive(Debug)]
 pub(super) struct Executor<M> {
     ioq: IoQueue<Owner<M>>,
-    slots: Slots<M>,
+    slots: Slots,
     /// Data of all requests in flight.
     bytes_in_flight: u64,
     buffers: GuestBuffers<M>,
@@ -119,8 +120,10 @@ pub(super) struct Executor<M> {
     flushes: Flushes<SlotId>,
     ranges: RangeTable,
     bounce: Bounce,
-    /// Operations that came back, whether they went well, and are yet to be acted on. Storage
-    /// reused; at most one per slot.
+    /// The first request of each transfer from or to guest memory that came back well and is yet to be acted
+    /// on. Storage reused, as that of the next.
+    transferred: Vec<SlotId>,
+    /// All other operations that came back, and how they went. At most one per slot.
     done: VecDeque<(Owner<M>, Outcome)>,
     /// See [`set_write_through`](Self::set_write_through).
     write_through: bool,
@@ -137,6 +140,8 @@ pub(super) struct Executor<M> {
     geometry: Geometry,
     /// Where the geometry's capacity comes from.
     capacity: Arc<Capacity>,
+    /// Whether a read that went well has written anything.
+    reads_write: bool,
     serial: [u8; ID_LEN],
     lifetime: Option<Arc<Lifetime>>,
     counters: Arc<Counters>,
@@ -156,6 +161,34 @@ pub(super) struct Executor<M> {
 struct Current {
     queue: u16,
     kind: RequestKind,
+}
+
+/// A request on its way into a slot; the rest of it is in [`Current`].
+struct Starting {
+    head: Head,
+    status: GuestAddress,
+    writable_data: u64,
+    work: Work,
+    /// Byte offset in the image, and bytes of data; 0 and 0 for one that moves none.
+    offset: u64,
+    len: u64,
+}
+
+/// Where requests come to their end: the guest's memory, looked up for all that end together, and whoever
+/// wants to know.
+pub(super) struct Ending<'a, M: GuestMemoryBackend, F> {
+    memory: HotRegion<'a, M>,
+    finished: F,
+}
+
+impl<'a, M: GuestMemoryBackend, F: FnMut(Finished)> Ending<'a, M, F> {
+    /// `memory` is the map in force, which most requests were popped under.
+    pub(super) fn new(memory: &'a MemoryRef<M>, finished: F) -> Self {
+        Self {
+            memory: HotRegion::new(memory),
+            finished,
+        }
+    }
 }
 
 impl<M: GuestMemoryBackend> Executor<M> {
@@ -178,7 +211,14 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 let len = if direct { image.block_size() } else { 1 };
                 (ioq, image.memory_alignment(), len)
             }
-            Backing::Null { .. } => (IoQueue::null(&config)?, 1, 1),
+            Backing::Null { read_zeroes, .. } => {
+                let ioq = if *read_zeroes {
+                    IoQueue::null_zeroes(&config)?
+                } else {
+                    IoQueue::null(&config)?
+                };
+                (ioq, 1, 1)
+            }
             #[cfg(feature = "testing")]
             Backing::Testing(disk) => (disk.queue(&config)?, disk.alignment(), disk.alignment()),
         };
@@ -207,6 +247,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             flushes: Flushes::with_capacity(capacity),
             ranges: RangeTable::new(capacity),
             bounce: Bounce::new(device.max_queue_size()).ok_or(StartError::NoMemory)?,
+            transferred: Vec::with_capacity(capacity),
             done: VecDeque::with_capacity(capacity),
             write_through: true,
             unsynced: None,
@@ -216,6 +257,13 @@ impl<M: GuestMemoryBackend> Executor<M> {
             losses: SigbusGuard::losses(),
             geometry: device.geometry(),
             capacity: device.capacity_in_force(),
+            reads_write: !matches!(
+                device.backing(),
+                Backing::Null {
+                    read_zeroes: false,
+                    ..
+                }
+            ),
             serial: *device.serial(),
             lifetime: device.lifetime().cloned(),
             failures: Failures::new(device.backing(), Arc::clone(&counters)),
@@ -281,7 +329,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         accepted: Accepted,
         head: Head,
         chain: &mut Chain,
-        memory: &MemoryRef<M>,
+        memory: &mut HotRegion<'_, M>,
     ) -> Started {
         trace_points::process_request(queue, &head, chain);
         self.current = Current {
@@ -293,7 +341,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             self.batch_began = self.clock.now();
         }
         // §5.2.6: the status is the last writable byte, wherever the driver cut its buffers.
-        let Some(status) = status_byte(chain).filter(|&addr| is_mapped(memory.map(), addr)) else {
+        let Some(status) = status_byte(chain).filter(|&addr| memory.slice(addr, 1).is_ok()) else {
             return self.bad_chain(head);
         };
         let writable_data = chain.writable_len() - 1;
@@ -301,10 +349,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         if chain.readable_len() < HEADER_LEN as u64 {
             return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
         }
-        if chain
-            .copy_from_readable(memory.map(), 0, &mut header)
-            .is_err()
-        {
+        if !copy_header(chain, memory, &mut header) {
             if is_lost(chain, memory.map()) {
                 return self.answer(head, memory, status, Status::IoErr, 0, writable_data);
             }
@@ -333,13 +378,23 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 let Some(slot) = self.slots.claim() else {
                     return Started::NoRoom(head);
                 };
-                let request = Request::new(queue, head, status, memory, writable_data);
-                self.fill_slot(slot, request);
+                self.buffers.hold(slot, memory.memory());
+                self.fill_slot(
+                    slot,
+                    Starting {
+                        head,
+                        status,
+                        writable_data,
+                        work: Work::Flush,
+                        offset: 0,
+                        len: 0,
+                    },
+                );
                 self.flushes.push(slot);
                 return Started::InFlight;
             }
             Action::Ranges { kind, count } => {
-                return self.start_ranges(queue, head, chain, memory, status, (kind, count));
+                return self.start_ranges(head, chain, memory, status, (kind, count));
             }
             Action::GetId => {
                 let serial = self.serial;
@@ -382,14 +437,18 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         self.bytes_in_flight += len;
         let work = self.work_of(transfer);
-        let request = Request::new(queue, head, status, memory, writable_data);
+        if in_place.is_none() {
+            self.buffers.hold(slot, memory.memory());
+        }
         self.fill_slot(
             slot,
-            Request {
+            Starting {
+                head,
+                status,
+                writable_data,
                 work,
                 offset,
                 len,
-                ..request
             },
         );
         if let Some(count) = in_place {
@@ -421,17 +480,32 @@ impl<M: GuestMemoryBackend> Executor<M> {
     }
 
     /// Takes the request being started on.
-    fn fill_slot(&mut self, slot: SlotId, request: Request<M>) {
+    #[inline]
+    fn fill_slot(&mut self, slot: SlotId, starting: Starting) {
         let Current { queue, kind } = self.current;
         self.of_queue(queue).requests.of(kind).add(1);
-        let (losses, popped) = (self.losses, self.batch_began);
+        let Starting {
+            head,
+            status,
+            writable_data,
+            work,
+            offset,
+            len,
+        } = starting;
         self.slots.fill(
             slot,
             Request {
-                losses,
+                head: Some(head),
+                queue,
                 kind,
-                popped,
-                ..request
+                next: None,
+                work,
+                offset,
+                len,
+                status,
+                writable_data,
+                losses: self.losses,
+                popped: self.batch_began,
             },
         );
     }
@@ -461,15 +535,22 @@ impl<M: GuestMemoryBackend> Executor<M> {
 
     /// Takes what the kernel has finished and gives each request's end to `finished`. Returns how
     /// many operations came back. May queue follow-up operations: call [`submit`](Self::submit).
-    pub(super) fn reap(&mut self, mut finished: impl FnMut(Finished)) -> usize {
+    /// `memory` is the map in force.
+    pub(super) fn reap(&mut self, memory: &MemoryRef<M>, finished: impl FnMut(Finished)) -> usize {
         let Self {
             ioq,
+            transferred,
             done,
             failures,
             write_back,
             ..
         } = self;
         let count = ioq.reap(|owner, result| {
+            if let (&Owner::Guest { first, .. }, Ok(_)) = (&owner, &result) {
+                // Its slot holds the map as well.
+                transferred.push(first);
+                return;
+            }
             if let Err(error) = &result
                 && matches!(owner, Owner::Sync { .. })
                 // Any other, EAGAIN too, may be what the page cache has met when it wrote.
@@ -488,13 +569,26 @@ impl<M: GuestMemoryBackend> Executor<M> {
             done.push_back((owner, outcome));
         });
         // Once for all that came back together.
-        self.reaped = if self.done.is_empty() {
+        self.reaped = if self.done.is_empty() && self.transferred.is_empty() {
             None
         } else {
             self.clock.now()
         };
+        let mut ending = Ending::new(memory, finished);
+        let mut transferred = std::mem::take(&mut self.transferred);
+        for first in transferred.drain(..) {
+            let next = if self.write_through {
+                Some(first)
+            } else {
+                self.finish(first, Outcome::Done, &mut ending)
+            };
+            if let Some(first) = next {
+                self.transfer_done(first, Outcome::Done, &mut ending);
+            }
+        }
+        self.transferred = transferred;
         while let Some((owner, outcome)) = self.done.pop_front() {
-            self.operation_done(owner, outcome, &mut finished);
+            self.operation_done(owner, outcome, &mut ending);
         }
         count
     }
@@ -509,9 +603,23 @@ fn status_byte(chain: &Chain) -> Option<GuestAddress> {
         .map(GuestAddress)
 }
 
-fn is_mapped<M: GuestMemoryBackend>(memory: &M, addr: GuestAddress) -> bool {
-    // And still there: a lost region has no addresses.
-    memory.get_host_address(addr).is_ok()
+/// Copies the header, once, however the driver has cut it. False if part of it is not there.
+#[inline]
+fn copy_header<M: GuestMemoryBackend>(
+    chain: &Chain,
+    memory: &mut HotRegion<'_, M>,
+    header: &mut [u8; HEADER_LEN],
+) -> bool {
+    if let Some(first) = chain.readable().first()
+        && first.len as usize >= HEADER_LEN
+        && let Ok(slice) = memory.slice(first.addr, HEADER_LEN)
+        && let Ok(words) = slice.get_ref::<[u64; 2]>(0)
+    {
+        let words = words.load().map(u64::to_ne_bytes);
+        header.copy_from_slice(words.as_flattened());
+        return true;
+    }
+    chain.copy_from_readable(memory.map(), 0, header).is_ok()
 }
 
 fn to_usize(n: u32) -> usize {

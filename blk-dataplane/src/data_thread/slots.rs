@@ -3,7 +3,6 @@
 use vm_memory::GuestAddress;
 use vring::Head;
 
-use super::buffers::MemoryRef;
 use super::flush::Epoch;
 use crate::counters::RequestKind;
 
@@ -37,108 +36,105 @@ pub(super) enum Work {
     Flush,
 }
 
-/// A request in flight, from pop to push.
+/// A request in flight, from pop to push. The map that was in force when it was popped is with its buffers.
 #[derive(Debug)]
-pub(super) struct Request<M> {
-    /// Which queue it came from, and its token there.
+pub(super) struct Request {
+    /// Its token in the queue it came from; `None` in a slot that is free.
+    pub(super) head: Option<Head>,
+    /// Which queue that is.
     pub(super) queue: u16,
-    pub(super) head: Head,
+    pub(super) kind: RequestKind,
+    /// The next request of the same operation.
+    pub(super) next: Option<SlotId>,
     pub(super) work: Work,
     /// Byte offset in the image.
     pub(super) offset: u64,
     /// Bytes of data.
     pub(super) len: u64,
-    /// Where the status byte goes, in the map that was in force when it was popped.
+    /// Where the status byte goes.
     pub(super) status: GuestAddress,
-    pub(super) memory: MemoryRef<M>,
     /// Device-writable bytes before the status byte.
     pub(super) writable_data: u64,
     /// Losses of memory in this process when its buffers were looked up.
     pub(super) losses: usize,
-    pub(super) kind: RequestKind,
     /// When it was popped, if that is measured.
     pub(super) popped: Option<u64>,
-    /// The next request of the same operation.
-    pub(super) next: Option<SlotId>,
 }
 
-impl<M> Request<M> {
-    /// A flush, unless `work`, `kind`, `offset` and `len` are set to something else.
-    pub(super) fn new(
-        queue: u16,
-        head: Head,
-        status: GuestAddress,
-        memory: &MemoryRef<M>,
-        writable_data: u64,
-    ) -> Self {
-        Self {
-            queue,
-            head,
-            work: Work::Flush,
-            offset: 0,
-            len: 0,
-            status,
-            memory: memory.clone(),
-            writable_data,
-            losses: 0,
-            kind: RequestKind::Flush,
-            popped: None,
-            next: None,
-        }
-    }
+impl Request {
+    /// What is in a slot that is free.
+    const NONE: Self = Self {
+        head: None,
+        queue: 0,
+        kind: RequestKind::Other,
+        next: None,
+        work: Work::Flush,
+        offset: 0,
+        len: 0,
+        status: GuestAddress(0),
+        writable_data: 0,
+        losses: 0,
+        popped: None,
+    };
 }
 
 /// The table. `capacity` requests, allocated once.
 #[derive(Debug)]
-pub(super) struct Slots<M> {
-    requests: Box<[Option<Request<M>>]>,
+pub(super) struct Slots {
+    requests: Box<[Request]>,
     free: Vec<SlotId>,
 }
 
-impl<M> Slots<M> {
+impl Slots {
     pub(super) fn new(capacity: u16) -> Self {
         Self {
-            requests: (0..capacity).map(|_| None).collect(),
+            requests: (0..capacity).map(|_| Request::NONE).collect(),
             // Low numbers first: a shallow load stays in few cache lines.
             free: (0..capacity).rev().map(SlotId).collect(),
         }
     }
 
+    #[inline]
     pub(super) fn has_free(&self) -> bool {
         !self.free.is_empty()
     }
 
     /// Claims a free slot, to be filled or unclaimed.
+    #[inline]
     pub(super) fn claim(&mut self) -> Option<SlotId> {
         self.free.pop()
     }
 
     /// Gives back a slot claimed and never filled.
     pub(super) fn unclaim(&mut self, slot: SlotId) {
-        debug_assert!(self.requests[slot.index()].is_none());
+        debug_assert!(self.get(slot).is_none());
         self.free.push(slot);
     }
 
-    pub(super) fn fill(&mut self, slot: SlotId, request: Request<M>) {
-        debug_assert!(self.requests[slot.index()].is_none());
-        self.requests[slot.index()] = Some(request);
+    #[inline]
+    pub(super) fn fill(&mut self, slot: SlotId, request: Request) {
+        debug_assert!(self.get(slot).is_none() && request.head.is_some());
+        self.requests[slot.index()] = request;
     }
 
-    pub(super) fn get(&self, slot: SlotId) -> Option<&Request<M>> {
-        self.requests[slot.index()].as_ref()
+    #[inline]
+    pub(super) fn get(&self, slot: SlotId) -> Option<&Request> {
+        Some(&self.requests[slot.index()]).filter(|request| request.head.is_some())
     }
 
-    pub(super) fn get_mut(&mut self, slot: SlotId) -> Option<&mut Request<M>> {
-        self.requests[slot.index()].as_mut()
+    #[inline]
+    pub(super) fn get_mut(&mut self, slot: SlotId) -> Option<&mut Request> {
+        Some(&mut self.requests[slot.index()]).filter(|request| request.head.is_some())
     }
 
-    /// Takes a finished request out and frees its slot.
-    pub(super) fn release(&mut self, slot: SlotId) -> Option<Request<M>> {
-        let request = self.requests[slot.index()].take();
-        if request.is_some() {
+    /// Frees the slot of a request that has come to its end.
+    #[inline]
+    pub(super) fn release(&mut self, slot: SlotId) -> Option<Head> {
+        let head = self.requests[slot.index()].head.take();
+        if head.is_some() {
             self.free.push(slot);
         }
-        request
+        head
     }
 
     /// Requests in flight.

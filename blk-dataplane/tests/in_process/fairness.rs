@@ -20,7 +20,7 @@ use crate::support::{DEADLINE, eventually};
 
 /// A device whose queues all share one thread, and so have to share it fairly.
 fn null_device(capacity: u64) -> Device {
-    on_threads(Backing::null(capacity), 1)
+    on_threads(Backing::null_zeroes(capacity), 1)
 }
 
 /// `VIRTQ_USED_F_NO_NOTIFY`
@@ -146,7 +146,7 @@ fn z4_share_of_a_queue_does_not_depend_on_its_number() {
         threads,
         ..DeviceOptions::default()
     };
-    let device = Device::new(Backing::null(1 << 20), &options).unwrap();
+    let device = Device::new(Backing::null_zeroes(1 << 20), &options).unwrap();
     let mut vmm = Embedded::new(&device);
     vmm.plane.pause().unwrap();
     // Two of them fill what may be in flight, so that in every turn one comes too late.
@@ -257,7 +257,7 @@ fn polling_device(poll_max: Duration) -> Device {
         poll_max,
         ..options()
     };
-    Device::new(Backing::null(1 << 20), &options).unwrap()
+    Device::new(Backing::null_zeroes(1 << 20), &options).unwrap()
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn polling_beyond_the_limit_is_refused() {
         poll_max: POLL_MAX_LIMIT + Duration::from_micros(1),
         ..options()
     };
-    let refused = Device::new(Backing::null(1 << 20), &options);
+    let refused = Device::new(Backing::null_zeroes(1 << 20), &options);
     assert!(matches!(refused, Err(DeviceError::PollMax(_))));
 }
 

@@ -343,7 +343,7 @@ fn stop_completes_everything_and_the_image_has_it() {
 fn device_of_a_cloned_description_serves_the_same_image() {
     let scratch = Scratch::zeroed(Kind::Disk, DISK);
     let image = scratch.image();
-    let device = Device::new(Backing::Image(image), &crate::support::scratch::options()).unwrap();
+    let device = Device::new(Backing::Image(image), &options()).unwrap();
     let data = pattern(9, 4096);
     {
         let (_vmm, mut queue) = single(&device.clone());

@@ -1,14 +1,15 @@
 //! What each request does and what it answers: status, used length, content.
 
-use blk_dataplane::SECTOR_SIZE;
+use blk_dataplane::{Backing, Device, SECTOR_SIZE};
 
 use crate::support::embedded::single;
 use crate::support::pattern;
 use crate::support::queue::GuestQueue;
 use crate::support::request::{
-    DISCARD, FLUSH, Framing, GET_ID, IN, IOERR, OK, OUT, Request, Table, UNSUPP, WRITE_ZEROES,
+    DISCARD, FLUSH, Framing, GET_ID, IN, IOERR, OK, OUT, POISON, Request, Table, UNSUPP,
+    WRITE_ZEROES,
 };
-use crate::support::scratch::{KINDS, Kind, SERIAL, Scratch, null_device};
+use crate::support::scratch::{KINDS, Kind, SERIAL, Scratch, null_device, options};
 use vm_memory::GuestAddress;
 use vring::Segment;
 
@@ -73,9 +74,25 @@ fn null_device_reads_zeroes_and_takes_writes() {
     assert_eq!(queue.answer(&Request::write(9, &[7; 512])), (Some(OK), 1));
     let read = queue.run(&Request::read(9, 512));
     assert_eq!((read.status, read.len), (Some(OK), 513));
-    // Documented: it "reads zeroes".
+    // As `null_zeroes` says.
     assert_eq!(read.data, vec![0; 512]);
     assert_eq!(queue.answer(&Request::flush()), (Some(OK), 1));
+}
+
+#[test]
+fn null_device_that_reads_nothing_leaves_memory_as_it_is_and_says_so() {
+    let device = Device::new(Backing::null(1 << 30), &options()).unwrap();
+    let (_vmm, mut queue) = single(&device);
+    let read = queue.run(&Request::read(9, 512));
+    // Virtio 1.3 §2.7.8.2: no more than was written, and the status is not at the beginning.
+    assert_eq!((read.status, read.len), (Some(OK), 0));
+    assert_eq!(read.data, [POISON; 512]);
+    assert_eq!(queue.answer(&Request::write(9, &[7; 512])), (Some(OK), 1));
+    // What is read is wrong all the same.
+    assert_eq!(
+        queue.answer(&Request::read((1 << 30) / 512, 512)),
+        (Some(IOERR), 0)
+    );
 }
 
 #[test]

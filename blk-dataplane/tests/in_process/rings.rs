@@ -426,7 +426,7 @@ fn f7_kick_replaced_while_running_loses_no_kick() {
 
 #[test]
 fn f7_one_kick_for_two_queues_of_a_thread_reaches_both() {
-    let mut vmm = Embedded::new(&on_threads(Backing::null(1 << 20), 1));
+    let mut vmm = Embedded::new(&on_threads(Backing::null_zeroes(1 << 20), 1));
     let mut first = vmm.prepare(0, 16, FEATURES);
     let mut second = vmm.prepare(1, 16, FEATURES);
     second.kick = first.kick.try_clone().unwrap();
@@ -692,7 +692,7 @@ fn n4_new_call_notifier_hears_of_what_completed_before_it_came() {
 #[test]
 fn x4_kick_after_the_stop_is_ignored() {
     for threads in [1, 2] {
-        let mut vmm = Embedded::new(&on_threads(Backing::null(1 << 20), threads));
+        let mut vmm = Embedded::new(&on_threads(Backing::null_zeroes(1 << 20), threads));
         let (mut stopped, mut other) = (vmm.queue(0, 16), vmm.queue(1, 16));
         for _ in 0..20 {
             let base = vmm.stop(0);

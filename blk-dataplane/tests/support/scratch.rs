@@ -114,5 +114,5 @@ pub(crate) fn on_threads(backing: Backing, count: u16) -> Device {
 }
 
 pub(crate) fn null_device(capacity: u64) -> Device {
-    Device::new(Backing::null(capacity), &options()).unwrap()
+    Device::new(Backing::null_zeroes(capacity), &options()).unwrap()
 }

@@ -158,8 +158,8 @@ impl<O> IoQueue<O> {
         }
     }
 
-    /// A queue that does no I/O: operations complete while they are submitted, reads give zeroes,
-    /// writes are dropped. For measuring everything else.
+    /// A queue that does no I/O: operations complete while they are submitted, writes are dropped, and reads
+    /// leave their memory as it is. For measuring everything else.
     ///
     /// # Errors
     /// [`SetupError::Depth`], [`SetupError::Segments`] and [`SetupError::Storage`].
@@ -178,7 +178,32 @@ impl<O> IoQueue<O> {
     pub fn null(config: &Config) -> Result<Self, SetupError> {
         let table = table(config)?;
         Ok(Self::over(
-            Box::new(Null::new(config.depth)),
+            Box::new(Null::new(config.depth, false)),
+            table,
+            config.depth,
+        ))
+    }
+
+    /// As [`IoQueue::null`], with reads that give zeroes.
+    ///
+    /// # Errors
+    /// As [`IoQueue::null`].
+    ///
+    /// ```
+    /// use ioq::{Config, IoQueue};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut queue = IoQueue::null_zeroes(&Config::default())?;
+    /// queue.read(0, vec![1u8; 512])?;
+    /// queue.submit();
+    /// queue.reap(|buffer, _| assert_eq!(buffer, [0; 512]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn null_zeroes(config: &Config) -> Result<Self, SetupError> {
+        let table = table(config)?;
+        Ok(Self::over(
+            Box::new(Null::new(config.depth, true)),
             table,
             config.depth,
         ))

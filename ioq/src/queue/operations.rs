@@ -58,6 +58,7 @@ impl<O> IoQueue<O> {
         self.queue_transfer(Opcode::Write(durability), offset, segments, owner)
     }
 
+    #[inline]
     fn queue_transfer(
         &mut self,
         opcode: Opcode,
@@ -210,6 +211,7 @@ impl<O> IoQueue<O> {
         Ok(())
     }
 
+    #[inline]
     fn enqueue(&mut self, slot: u16, owner: O) {
         debug_assert_eq!(self.free.last(), Some(&slot));
         self.free.pop();

@@ -137,7 +137,7 @@ impl<O> IoQueue<O> {
         // delivered at most once and the loop ends.
         while let Some(refused) = self.refused.pop_front() {
             let error = errno_of(refused.result);
-            delivered += self.deliver(refused.slot, Err(error), &mut complete);
+            delivered += self.deliver_seldom(refused.slot, Err(error), &mut complete);
         }
         loop {
             // Nothing is left of the last batch, unless `complete` panicked.
@@ -169,7 +169,7 @@ impl<O> IoQueue<O> {
             self.in_worker -= 1;
             match self.settle(completion) {
                 Some(result) => {
-                    delivered += self.deliver(completion.slot, result, &mut complete);
+                    delivered += self.deliver_seldom(completion.slot, result, &mut complete);
                 }
                 None => resubmit = true,
             }
@@ -244,7 +244,18 @@ impl<O> IoQueue<O> {
         self.committed += 1;
     }
 
-    #[inline]
+    /// As `deliver`, without its code: for the ways that few operations take.
+    #[cold]
+    fn deliver_seldom(
+        &mut self,
+        slot: u16,
+        result: Result<u64, IoError>,
+        complete: &mut impl FnMut(O, Result<u64, IoError>),
+    ) -> usize {
+        self.deliver(slot, result, complete)
+    }
+
+    #[inline(always)]
     fn deliver(
         &mut self,
         slot: u16,

@@ -1,10 +1,10 @@
 //! What is written into guest memory beside data: status bytes, and what the device knows by itself.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
 use vring::{Chain, Head};
 
 use super::{Current, Executor, Started, used_len};
-use crate::data_thread::buffers::MemoryRef;
+use crate::data_thread::hot_region::HotRegion;
 use crate::data_thread::trace_points;
 use crate::request::Status;
 
@@ -14,7 +14,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &self,
         head: Head,
         chain: &Chain,
-        memory: &MemoryRef<M>,
+        memory: &mut HotRegion<'_, M>,
         status: GuestAddress,
         what: &[u8],
     ) -> Started {
@@ -39,7 +39,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
     pub(super) fn answer(
         &self,
         head: Head,
-        memory: &MemoryRef<M>,
+        memory: &mut HotRegion<'_, M>,
         addr: GuestAddress,
         status: Status,
         written: u64,
@@ -59,14 +59,24 @@ impl<M: GuestMemoryBackend> Executor<M> {
         Started::Finished { head, used_len }
     }
 
-    pub(super) fn write_status(&self, memory: &MemoryRef<M>, addr: GuestAddress, status: Status) {
+    pub(super) fn write_status(
+        &self,
+        memory: &mut HotRegion<'_, M>,
+        addr: GuestAddress,
+        status: Status,
+    ) {
         match status {
             Status::Ok => {}
             Status::IoErr => self.counters.io_errors.add(1),
             Status::Unsupported => self.counters.unsupported.add(1),
         }
-        if memory.map().write_obj(status as u8, addr).is_err() {
-            self.counters.lost_statuses.add(1);
+        match memory.slice(addr, 1) {
+            Ok(byte) => {
+                if let Ok(byte) = byte.get_ref(0) {
+                    byte.store(status as u8);
+                }
+            }
+            Err(_) => self.counters.lost_statuses.add(1),
         }
     }
 

@@ -11,7 +11,8 @@ use crate::data_thread::buffers::{Owner, Transfer, queue_bounce};
 impl<M: GuestMemoryBackend> Executor<M> {
     /// Queues the next round of a bounced request.
     pub(super) fn bounce_round(&mut self, slot: SlotId) {
-        let Some(request) = self.slots.get(slot) else {
+        let (Some(request), Some(memory)) = (self.slots.get(slot), self.buffers.memory(slot))
+        else {
             return;
         };
         let Some(lane) = self.bounce.lane_of(slot) else {
@@ -24,9 +25,9 @@ impl<M: GuestMemoryBackend> Executor<M> {
         let ready = match lane.transfer {
             Transfer::Read => true,
             Transfer::Write => {
-                lane.copy_in(request.memory.map(), &mut buffer[..len])
+                lane.copy_in(memory.map(), &mut buffer[..len])
                     && !(SigbusGuard::losses() != request.losses
-                        && is_lost(&lane.chain, request.memory.map()))
+                        && is_lost(&lane.chain, memory.map()))
             }
         };
         let queued = if ready {
@@ -47,17 +48,20 @@ impl<M: GuestMemoryBackend> Executor<M> {
     pub(super) fn bounce_round_done(
         &mut self,
         slot: SlotId,
-        buffer: ioq::AlignedBuf,
+        buffer: Box<ioq::AlignedBuf>,
         mut ok: bool,
     ) -> Option<bool> {
-        let (Some(request), Some(lane)) = (self.slots.get(slot), self.bounce.lane_of(slot)) else {
+        let (Some(request), Some(memory), Some(lane)) = (
+            self.slots.get(slot),
+            self.buffers.memory(slot),
+            self.bounce.lane_of(slot),
+        ) else {
             return Some(ok);
         };
         let len = lane.round_len();
         if ok && matches!(lane.transfer, Transfer::Read) {
-            ok = lane.copy_out(request.memory.map(), &buffer[..len])
-                && !(SigbusGuard::losses() != request.losses
-                    && is_lost(&lane.chain, request.memory.map()));
+            ok = lane.copy_out(memory.map(), &buffer[..len])
+                && !(SigbusGuard::losses() != request.losses && is_lost(&lane.chain, memory.map()));
         }
         lane.done += len as u64;
         lane.buffer = Some(buffer);

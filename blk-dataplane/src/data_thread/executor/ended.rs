@@ -3,9 +3,10 @@
 use hostmem::SigbusGuard;
 use vm_memory::GuestMemoryBackend;
 
-use super::{Executor, Finished, Outcome, used_len};
+use super::{Ending, Executor, Finished, Outcome, used_len};
 use crate::counters::RequestKind;
 use crate::data_thread::buffers::{Owner, Transfer};
+use crate::data_thread::hot_region::HotRegion;
 use crate::data_thread::slots::{Request, Work};
 use crate::data_thread::{SlotId, trace_points};
 use crate::request::Status;
@@ -15,7 +16,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &mut self,
         owner: Owner<M>,
         outcome: Outcome,
-        finished: &mut impl FnMut(Finished),
+        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
     ) {
         let ok = outcome == Outcome::Done;
         match owner {
@@ -27,12 +28,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 if !ok && !single {
                     self.retry_singly(first);
                 } else {
-                    self.transfer_done(first, outcome, finished);
+                    self.transfer_done(first, outcome, ending);
                 }
             }
             Owner::Range { slot } => {
                 if !(ok && self.next_range(slot)) {
-                    self.transfer_done(slot, outcome, finished);
+                    self.transfer_done(slot, outcome, ending);
                 }
             }
             Owner::Sync { first } => {
@@ -43,12 +44,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 } else {
                     outcome
                 };
-                self.finish_all(first, outcome, finished);
+                self.finish_all(first, outcome, ending);
             }
             Owner::Bounce { slot, buffer } => {
                 if let Some(ok) = self.bounce_round_done(slot, buffer, ok) {
                     let outcome = if ok { Outcome::Done } else { Outcome::Failed };
-                    self.transfer_done(slot, outcome, finished);
+                    self.transfer_done(slot, outcome, ending);
                 }
             }
         }
@@ -73,8 +74,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             if !lost && self.buffers.queue(&mut self.ioq, transfer, offset, one) {
                 self.counters.operations.add(1);
             } else {
-                let memory = self.slots.get(slot).map(|request| request.memory.clone());
-                if let Some(memory) = memory {
+                if let Some(memory) = self.buffers.memory(slot).cloned() {
                     let owner = Owner::Guest {
                         first: slot,
                         _memory: memory,
@@ -85,56 +85,73 @@ impl<M: GuestMemoryBackend> Executor<M> {
         }
     }
 
+    /// Ends `first` and those linked to it.
     pub(super) fn finish_all(
         &mut self,
         first: SlotId,
         outcome: Outcome,
-        finished: &mut impl FnMut(Finished),
+        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
     ) {
-        let losses = SigbusGuard::losses();
-        let now = self.reaped;
         let mut next = Some(first);
         while let Some(slot) = next {
-            let Some(request) = self.slots.release(slot) else {
-                return;
-            };
-            // Of a read that failed too: part of it may have been written. Bounced data is copied through
-            // vm-memory, which marks it.
-            if self.marks_dirty && matches!(request.work, Work::Read) {
-                self.buffers.mark_dirty(slot);
-            }
-            // The kernel may have gone on where the memory had not been noticed to be gone.
-            let lost = losses != request.losses && self.buffers.is_lost(slot);
-            self.buffers.clear(slot);
-            next = request.next;
-            self.bytes_in_flight -= request.len;
-            if let Work::Write(epoch) = request.work {
-                self.flushes.write_finished(epoch);
-            }
-            let (status, written) = match (outcome, request.work) {
-                // Part of a failed read may have been written; 0 promises nothing.
-                (Outcome::Failed, _) => (Status::IoErr, 0),
-                _ if lost => (Status::IoErr, 0),
-                (Outcome::Unsupported, _) => (Status::Unsupported, 0),
-                (Outcome::Done, Work::Read) => (Status::Ok, request.writable_data),
-                (Outcome::Done, Work::Write(_) | Work::UnstableWrite | Work::Flush) => {
-                    (Status::Ok, 0)
-                }
-            };
-            self.write_status(&request.memory, request.status, status);
-            self.count(&request, status, now);
-            let used_len = used_len(written, request.writable_data);
-            let Request { queue, head, .. } = request;
-            trace_points::complete_request(queue, &head, status as u8, used_len);
-            finished(Finished {
-                queue,
-                head,
-                used_len,
-            });
+            next = self.finish(slot, outcome, ending);
         }
     }
 
-    pub(super) fn count(&self, request: &Request<M>, status: Status, now: Option<u64>) {
+    /// Ends one request. Returns the next of the same operation.
+    #[inline(always)]
+    pub(super) fn finish(
+        &mut self,
+        slot: SlotId,
+        outcome: Outcome,
+        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
+    ) -> Option<SlotId> {
+        let request = self.slots.get(slot)?;
+        let next = request.next;
+        // Of a read that failed too: part of it may have been written. Bounced data is copied through
+        // vm-memory, which marks it.
+        if self.marks_dirty && matches!(request.work, Work::Read) {
+            self.buffers.mark_dirty(slot);
+        }
+        // The kernel may have gone on where the memory had not been noticed to be gone.
+        let lost = SigbusGuard::losses() != request.losses && self.buffers.is_lost(slot);
+        self.bytes_in_flight -= request.len;
+        if let Work::Write(epoch) = request.work {
+            self.flushes.write_finished(epoch);
+        }
+        let (status, written) = match (outcome, request.work) {
+            // Part of a failed read may have been written; 0 promises nothing.
+            (Outcome::Failed, _) => (Status::IoErr, 0),
+            _ if lost => (Status::IoErr, 0),
+            (Outcome::Unsupported, _) => (Status::Unsupported, 0),
+            (Outcome::Done, Work::Read) if self.reads_write => (Status::Ok, request.writable_data),
+            (Outcome::Done, _) => (Status::Ok, 0),
+        };
+        match self.buffers.memory(slot) {
+            Some(memory) if memory.is(ending.memory.memory()) => {
+                self.write_status(&mut ending.memory, request.status, status);
+            }
+            Some(older) => {
+                self.write_status(&mut HotRegion::new(older), request.status, status);
+            }
+            None => debug_assert!(false, "a request in flight has its map"),
+        }
+        self.count(request, status, self.reaped);
+        let used_len = used_len(written, request.writable_data);
+        let queue = request.queue;
+        self.buffers.clear(slot);
+        let head = self.slots.release(slot)?;
+        trace_points::complete_request(queue, &head, status as u8, used_len);
+        (ending.finished)(Finished {
+            queue,
+            head,
+            used_len,
+        });
+        next
+    }
+
+    #[inline]
+    pub(super) fn count(&self, request: &Request, status: Status, now: Option<u64>) {
         let counters = self.of_queue(request.queue);
         match (status, request.kind) {
             (Status::Ok, RequestKind::Read) => counters.requests.bytes_read.add(request.len),

@@ -38,13 +38,21 @@ impl<M: GuestMemoryBackend> Executor<M> {
 
 fn queue_merged<M: GuestMemoryBackend>(
     merged: &Merged<'_>,
-    slots: &mut Slots<M>,
+    slots: &mut Slots,
     buffers: &GuestBuffers<M>,
     ioq: &mut IoQueue<Owner<M>>,
     counters: &Counters,
     any_lost: bool,
     done: &mut VecDeque<(Owner<M>, Outcome)>,
 ) {
+    if let [part] = merged.parts
+        && !any_lost
+        && let Some(slot) = SlotId::from_tag(part.tag)
+        && buffers.queue_one(ioq, transfer_of(merged.op), merged.offset, slot)
+    {
+        counters.operations.add(1);
+        return;
+    }
     // Tags are slots; see `start`.
     let ids = merged
         .parts
@@ -57,10 +65,7 @@ fn queue_merged<M: GuestMemoryBackend>(
         }
         previous = Some(slot);
     }
-    let transfer = match merged.op {
-        Op::Read => Transfer::Read,
-        _ => Transfer::Write,
-    };
+    let transfer = transfer_of(merged.op);
     // What has taken the place of lost memory must not get onto the disk.
     let lost = any_lost && ids.clone().any(|slot| buffers.is_lost(slot));
     if !lost && buffers.queue(ioq, transfer, merged.offset, ids.clone()) {
@@ -69,7 +74,7 @@ fn queue_merged<M: GuestMemoryBackend>(
             counters.merged.add(merged.parts.len() as u64);
         }
     } else if let Some(first) = ids.clone().next()
-        && let Some(memory) = slots.get(first).map(|request| request.memory.clone())
+        && let Some(memory) = buffers.memory(first).cloned()
     {
         done.push_back((
             Owner::Guest {
@@ -78,5 +83,12 @@ fn queue_merged<M: GuestMemoryBackend>(
             },
             Outcome::Failed,
         ));
+    }
+}
+
+fn transfer_of(op: Op) -> Transfer {
+    match op {
+        Op::Read => Transfer::Read,
+        _ => Transfer::Write,
     }
 }

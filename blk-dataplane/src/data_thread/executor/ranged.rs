@@ -4,11 +4,11 @@ use ioq::{Durability, Unmap};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vring::{Chain, Head};
 
-use super::{Executor, Outcome, Started};
+use super::{Executor, Outcome, Started, Starting};
 use crate::data_thread::SlotId;
 use crate::data_thread::bounce::is_lost;
-use crate::data_thread::buffers::{MemoryRef, Owner, Transfer};
-use crate::data_thread::slots::Request;
+use crate::data_thread::buffers::{Owner, Transfer};
+use crate::data_thread::hot_region::HotRegion;
 use crate::ranges::{self, Range, RangeKind, SEGMENT_LEN, SEGMENTS_MAX};
 use crate::request::{HEADER_LEN, Status};
 
@@ -16,10 +16,9 @@ impl<M: GuestMemoryBackend> Executor<M> {
     /// Starts a discard, write-zeroes or secure erase of `count` segments.
     pub(super) fn start_ranges(
         &mut self,
-        queue: u16,
         head: Head,
         chain: &Chain,
-        memory: &MemoryRef<M>,
+        memory: &mut HotRegion<'_, M>,
         status: GuestAddress,
         (kind, count): (RangeKind, usize),
     ) -> Started {
@@ -48,8 +47,18 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         // A flush covers it as it does a write.
         let work = self.work_of(Transfer::Write);
-        let request = Request::new(queue, head, status, memory, writable_data);
-        self.fill_slot(slot, Request { work, ..request });
+        self.buffers.hold(slot, memory.memory());
+        self.fill_slot(
+            slot,
+            Starting {
+                head,
+                status,
+                writable_data,
+                work,
+                offset: 0,
+                len: 0,
+            },
+        );
         self.ranges.fill(slot, kind, ranges, count);
         self.next_range(slot);
         Started::InFlight

@@ -2,7 +2,7 @@
 
 use vm_memory::GuestMemoryBackend;
 
-use super::{Executor, Finished, Outcome};
+use super::{Ending, Executor, Finished, Outcome};
 use crate::data_thread::SlotId;
 use crate::data_thread::buffers::Owner;
 use crate::data_thread::slots::{Request, Work};
@@ -70,14 +70,14 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &mut self,
         first: SlotId,
         outcome: Outcome,
-        finished: &mut impl FnMut(Finished),
+        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
     ) {
-        let is_write = |request: &Request<M>| matches!(request.work, Work::Write(_));
+        let is_write = |request: &Request| matches!(request.work, Work::Write(_));
         let unstable = outcome == Outcome::Done
             && self.write_through
             && self.slots.get(first).is_some_and(is_write);
         if !unstable {
-            self.finish_all(first, outcome, finished);
+            self.finish_all(first, outcome, ending);
             return;
         }
         let mut last = first;

@@ -20,6 +20,7 @@ const DATA: GuestAddress = GuestAddress(0x3000);
 /// so, and the guest's end of its only queue.
 struct Rig {
     memory: Arc<Memory>,
+    map: MemoryRef<Memory>,
     guest: SplitDriver<Memory>,
     ring: SplitQueue<Memory>,
     chain: Chain,
@@ -35,7 +36,7 @@ impl Rig {
         let features = RingFeatures::default();
         let addresses = SplitLayout::new(GuestAddress(0), size).unwrap().addresses();
         let guest = SplitDriver::new(Arc::clone(&memory), addresses, size, features).unwrap();
-        let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
+        let device = Device::new(Backing::null_zeroes(1 << 20), &DeviceOptions::default()).unwrap();
         let counters = Arc::new(Counters::default());
         let mut executor = {
             let queues = [QueueCounters::default()].into_iter().collect();
@@ -55,6 +56,7 @@ impl Rig {
             executor,
             seat: Seat::new(Arc::clone(desks), me, EventPoll::new(1).unwrap().stopper()),
             counters,
+            map: MemoryRef::new(Arc::clone(&memory)),
             memory,
         }
     }
@@ -94,11 +96,11 @@ impl Rig {
         self.guest.add_chain(&readable, &writable).unwrap();
         self.guest.publish();
         let accepted = Accepted::of(u64::MAX, u64::MAX);
-        let map = MemoryRef::new(Arc::clone(&self.memory));
+        let mut memory = HotRegion::new(&self.map);
         let head = self.ring.pop(&mut self.chain).unwrap().unwrap();
         let started = self
             .executor
-            .start(0, accepted, head, &mut self.chain, &map);
+            .start(0, accepted, head, &mut self.chain, &mut memory);
         // What the device knows by itself.
         let at_once = kind == VIRTIO_BLK_T_GET_LIFETIME;
         assert_eq!(matches!(started, Started::InFlight), !at_once);
@@ -113,7 +115,8 @@ impl Rig {
     /// that have come to their end.
     fn reap(&mut self) -> Vec<u32> {
         let mut used = Vec::new();
-        self.executor.reap(|finished| used.push(finished.used_len));
+        self.executor
+            .reap(&self.map, |finished| used.push(finished.used_len));
         used
     }
 
@@ -123,11 +126,9 @@ impl Rig {
         let mut owners = Vec::new();
         self.executor.ioq.reap(|owner, _| owners.push(owner));
         let mut used = Vec::new();
+        let mut ending = Ending::new(&self.map, |end: Finished| used.push(end.used_len));
         for owner in owners {
-            self.executor
-                .operation_done(owner, outcome, &mut |finished: Finished| {
-                    used.push(finished.used_len);
-                });
+            self.executor.operation_done(owner, outcome, &mut ending);
         }
         used
     }
@@ -296,13 +297,17 @@ fn b30_write_through_writes_complete_behind_one_fdatasync_for_all_of_them() {
         owners.sort_by_key(|owner| matches!(owner, Owner::Sync { .. }));
         let sync = owners.pop().unwrap();
         let write = owners.pop().unwrap();
-        let nothing = &mut |_: Finished| panic!("not stable");
-        rig.executor.operation_done(write, Outcome::Done, nothing);
+        let mut nothing = Ending::new(&rig.map, |_| panic!("not stable"));
+        rig.executor
+            .operation_done(write, Outcome::Done, &mut nothing);
         rig.submit();
         assert_eq!(syncs(&rig), 1);
         let mut ended = 0;
-        rig.executor
-            .operation_done(sync, outcome_of(outcome), &mut |_| ended += 1);
+        rig.executor.operation_done(
+            sync,
+            outcome_of(outcome),
+            &mut Ending::new(&rig.map, |_| ended += 1),
+        );
         assert_eq!((ended, rig.status()), (3, status as u8));
         rig.submit();
         assert_eq!(syncs(&rig), 2);
@@ -373,7 +378,7 @@ fn discard_that_the_host_cannot_do_is_unsupported_and_one_that_fails_is_ioerr() 
         let mut ended = 0;
         for owner in owners {
             rig.executor
-                .operation_done(owner, outcome, &mut |_| ended += 1);
+                .operation_done(owner, outcome, &mut Ending::new(&rig.map, |_| ended += 1));
         }
         // The second range is not tried any more.
         assert_eq!((ended, rig.status()), (1, status as u8));
