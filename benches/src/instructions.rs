@@ -41,7 +41,7 @@ pub fn per_unit(load: &Path, name: &str) -> Result<f64, Error> {
     if long <= short {
         return Err(format!("{name}: nothing counted, {short} and {long} instructions").into());
     }
-    Ok((long - short) as f64 / UNITS as f64 - workload::not_counted(name))
+    Ok((long - short) as f64 / UNITS as f64)
 }
 
 /// Counts every workload that is held to a figure.

@@ -165,13 +165,6 @@ pub fn held() -> impl Iterator<Item = &'static str> {
     names.filter(|name| !LEFT_OUT.iter().any(|prefix| name.starts_with(prefix)))
 }
 
-/// Instructions of a unit that are no work of ours: valgrind counts each byte that the null engine zeroes with
-/// `rep stosb`. In a figure of some five thousand a rise of the rest would be lost.
-pub fn not_counted(name: &str) -> f64 {
-    let zeroes = name.contains("-null-") && !name.contains("-write");
-    if zeroes { BLOCK as f64 } else { 0.0 }
-}
-
 /// Does the work in halves and counts the allocations of the second.
 fn second_half(units: u64, mut work: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
     work(units / 2)?;
