@@ -264,7 +264,8 @@ impl<'a, R: Ring> Job<'a, R> {
     }
 
     /// Takes everything that has completed. One look at the clock is for all of it.
-    #[inline]
+    // A function of its own for whoever counts instructions.
+    #[inline(never)]
     fn harvest(&mut self, first: Result<u16, RingFault>) -> Result<u64, RingFault> {
         let now = self.clock.now();
         let mut next = Some(first);
@@ -293,7 +294,7 @@ impl<'a, R: Ring> Job<'a, R> {
     }
 
     /// Makes as many requests as may be in flight, and are due.
-    #[inline]
+    #[inline(never)]
     fn issue_all(&mut self, now: u64) {
         let before = self.issued;
         while self.to_issue != 0 {

@@ -108,7 +108,7 @@ impl Workload {
 
     #[inline]
     pub(super) fn next(&mut self) -> Step {
-        let random = if self.is_random || self.mix != Mix::Only(Kind::Flush) {
+        let random = if self.is_random || matches!(self.mix, Mix::Reads(_)) {
             self.random.next()
         } else {
             0

@@ -239,6 +239,7 @@ impl<M: GuestMemory> PackedDriver<M> {
     /// # Errors
     ///
     /// [`Full`]: more descriptors than the ring has, or no free id; nothing was written.
+    #[inline]
     pub fn add_raw(&mut self, descriptors: &[RawDescriptor]) -> Result<u16, Full> {
         let count = self.fits_ring(descriptors)?;
         if self.free_id_count == 0 {
@@ -399,6 +400,7 @@ impl<M: GuestMemory> PackedDriver<M> {
         }
     }
 
+    #[inline]
     fn fits_ring(&self, descriptors: &[RawDescriptor]) -> Result<u16, Full> {
         match u16::try_from(descriptors.len()) {
             Ok(count) if count <= self.rings.size().get() => Ok(count),
@@ -428,12 +430,19 @@ impl<M: GuestMemory> PackedDriver<M> {
         self.staged_descriptors += 1;
     }
 
+    #[inline]
     fn write_raw(&mut self, id: u16, count: u16, descriptors: &[RawDescriptor], from_list: bool) {
         for (at, raw) in (1..).zip(descriptors) {
             let id = if at == count { id } else { !id };
             self.write(raw.address, raw.len, id, raw.flags);
         }
-        self.stage(id, count, raw_total_len(descriptors), from_list);
+        // Only an order has a use for it.
+        let writable = if self.order.is_some() {
+            raw_total_len(descriptors)
+        } else {
+            0
+        };
+        self.stage(id, count, writable, from_list);
     }
 
     /// Notes the chain just written.

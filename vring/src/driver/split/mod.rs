@@ -413,6 +413,7 @@ impl<M: GuestMemory> SplitDriver<M> {
     }
 
     /// Returns the chain at `head` to the free list; false if none is outstanding there.
+    #[inline]
     fn release(&mut self, head: u16) -> bool {
         let Some(len) = self.chain_len.get_mut(usize::from(head)) else {
             return false;
