@@ -28,9 +28,20 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
         say(&format!("blk-dataplane: {note}\n"));
     }
     print(arguments, &report)?;
+    if let Some(path) = &arguments.plot {
+        let drawn = report.to_svg().map_err(|error| error.to_string());
+        drawn
+            .and_then(|svg| fs::write(path, svg).map_err(|error| error.to_string()))
+            .map_err(|error| {
+                Failure::host(format!(
+                    "--plot: cannot write {}: {error}; give another path",
+                    path.display()
+                ))
+            })?;
+    }
     if report.errors + report.verify_errors > 0 {
         return Err(Failure::host(format!(
-            "{} requests failed, {} blocks were wrong; the back-end's own messages may say why",
+            "requests that failed: {}, blocks that were wrong: {}; the back-end's own messages may say why",
             report.errors, report.verify_errors
         )));
     }

@@ -39,9 +39,12 @@ mod guest;
 mod job;
 mod measure;
 mod options;
+mod plot;
 mod report;
 mod ring;
+mod run;
 mod table;
+mod verify;
 mod watch;
 mod workload;
 
@@ -52,6 +55,8 @@ pub use options::{
     BLOCK_SIZE_MAX, DEFAULT_RUNTIME, IODEPTH_MAX, LoadOptions, MEMORY_REGIONS_MAX, NUMJOBS_MAX,
     Pattern,
 };
+pub use plot::PlotError;
 pub use report::{Direction, Latencies, Report};
 pub use ring::RingFault;
-pub use watch::{Progress, run};
+pub use run::run;
+pub use watch::Progress;

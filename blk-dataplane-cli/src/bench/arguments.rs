@@ -69,6 +69,11 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "NUMBER", default_value_t = LoadOptions::default().randseed)]
     randseed: u64,
 
+    /// Have each write say where it belongs and which it is, check each read for it, and read back at the end what
+    /// was written. With reads alone every block must be of an earlier load with --verify and the same --randseed.
+    #[arg(long)]
+    verify: bool,
+
     /// Look for completions without sleeping; without it, sleep on the interrupt as Linux's driver does.
     #[arg(long)]
     poll: bool,
@@ -107,7 +112,7 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "PID")]
     backend_pid: Option<u32>,
 
-    /// Give up when requests are in flight and none has completed for so long.
+    /// Give up when requests are in flight and none has completed for so long, or a message was not answered.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
     io_timeout: Duration,
 
@@ -122,6 +127,10 @@ pub(crate) struct BenchArguments {
     /// Print it into this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+
+    /// Draw the distribution of latencies into this file, as SVG.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
 
     /// Say how it goes, once a second on stderr.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Eta::Auto)]
@@ -163,7 +172,7 @@ impl BenchArguments {
             size: self.size,
             offset: self.offset,
             randseed: self.randseed,
-            verify: false,
+            verify: self.verify,
             poll: self.poll,
             rate_iops: self.rate_iops,
             packed: self.packed,

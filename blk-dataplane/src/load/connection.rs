@@ -18,10 +18,6 @@ use crate::vhost_user::message::{
 };
 use crate::vhost_user::request::Code;
 
-/// How long an answer may take. Setting memory up may take a back-end seconds (huge tables, pinning); one that
-/// serves somebody else answers never.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// The answer to a message.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -34,13 +30,15 @@ pub(super) struct Answer {
 pub(super) struct Connection {
     stream: UnixStream,
     socket: PathBuf,
+    /// How long an answer may take. Setting memory up may take a back-end seconds (huge tables, pinning); one that
+    /// serves somebody else answers never.
     patience: Duration,
     /// REPLY_ACK is negotiated.
     acknowledged: bool,
 }
 
 impl Connection {
-    pub(super) fn open(socket: &Path) -> Result<Self, LoadError> {
+    pub(super) fn open(socket: &Path, patience: Duration) -> Result<Self, LoadError> {
         let stream = UnixStream::connect(socket);
         let stream = stream.and_then(|stream| stream.set_nonblocking(true).map(|()| stream));
         Ok(Self {
@@ -49,7 +47,7 @@ impl Connection {
                 source,
             })?,
             socket: socket.to_owned(),
-            patience: PATIENCE,
+            patience,
             acknowledged: false,
         })
     }

@@ -40,8 +40,8 @@ pub enum LoadError {
     /// The back-end did not answer a message in time. Its fault; or it serves another front-end, and lets this one
     /// wait.
     #[error(
-        "{}: no answer to {message:?} within {} s; is another front-end connected to it?",
-        socket.display(), patience.as_secs()
+        "{}: no answer to {message:?} within {} s (--io-timeout); is another front-end connected to it?",
+        socket.display(), patience.as_secs_f64()
     )]
     Silent {
         /// The socket.
@@ -101,7 +101,7 @@ pub enum LoadError {
     /// Requests are in flight and none has completed for long. The back-end's fault, or that of the disk under it.
     #[error(
         "{}: queue {queue}: {in_flight} requests are in flight and none has completed for {} s (--io-timeout)",
-        socket.display(), patience.as_secs()
+        socket.display(), patience.as_secs_f64()
     )]
     Stalled {
         /// The socket.

@@ -26,6 +26,9 @@ use crate::vhost_user::request::Code;
 /// Ring size that QEMU has unless told otherwise.
 const QUEUE_SIZE_MIN: u32 = 128;
 
+/// Largest ring that is asked for unless told otherwise: QEMU's largest, and that of many back-ends.
+const QUEUE_SIZE_MAX: u16 = 1024;
+
 /// Bytes of the configuration space that are asked for, in turn, until one of them is answered: up to where QEMU
 /// asked before zoned devices (write zeroes included), the whole structure of today, and what Firecracker reads.
 /// Some back-ends answer only the size of their own structure.
@@ -102,7 +105,7 @@ macro_rules! field {
 impl FrontEnd {
     /// Connects and negotiates. The rings are laid out; [`start`](Self::start) makes them run.
     pub(super) fn connect(socket: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        let mut connection = Connection::open(socket)?;
+        let mut connection = Connection::open(socket, options.io_timeout)?;
         let offered = connection.ask_number(Code::GetFeatures)?;
         let missing = |feature| LoadError::Feature {
             socket: socket.to_owned(),
@@ -219,7 +222,9 @@ impl FrontEnd {
         {
             let state = |num: u32| [index, num].map(u32::to_ne_bytes).concat();
             let base = RingBase::fresh(self.ring_features).to_vhost_user();
-            connection.tell(Code::SetVringNum, &state(self.queue_size.get().into()), &[])?;
+            connection
+                .tell(Code::SetVringNum, &state(self.queue_size.get().into()), &[])
+                .map_err(|error| self.too_large(error))?;
             connection.tell(Code::SetVringBase, &state(base), &[])?;
             let addresses = layout.addresses();
             let mut body = [index, 0].map(u32::to_ne_bytes).concat();
@@ -247,6 +252,22 @@ impl FrontEnd {
             connection.tell(Code::SetVringEnable, &body, &[])?;
         }
         Ok(())
+    }
+
+    /// What a refusal of a ring's size means.
+    fn too_large(&self, error: LoadError) -> LoadError {
+        match error {
+            LoadError::Refused { socket, .. } => {
+                let reason = format!(
+                    "the back-end at {} refuses rings of {} descriptors; give a smaller one, and less --iodepth or \
+                     --indirect where that needs it",
+                    socket.display(),
+                    self.queue_size
+                );
+                LoadError::option("--queue-size", reason)
+            }
+            error => error,
+        }
     }
 
     /// Has the back-end stop its rings, as a front-end does before it goes.
@@ -347,7 +368,7 @@ fn choose_shape(
         segment: size_max,
         indirect: false,
     };
-    let largest = u32::from(options.queue_size.unwrap_or(QueueSize::MAX.get()));
+    let largest = u32::from(options.queue_size.unwrap_or(QUEUE_SIZE_MAX));
     let needs = |shape: &Shape| u32::from(options.iodepth).checked_mul(shape.ring_descriptors());
     let fits = |shape: &Shape| needs(shape).is_some_and(|needed| needed <= largest);
     let can_indirect = features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0;

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap,
 };
 use vring::driver::Layout;
 use vring::{QueueSize, RingFeatures};
 
 use super::error::LoadError;
+use super::workload::Random;
 
 /// Bytes of a request's header and status, and of whatever else is not to share a cache line.
 pub(super) const LINE: u64 = 64;
@@ -135,11 +136,33 @@ impl Guest {
             .map(|_| (0..needs.depth).map(|_| place()).collect())
             .collect();
         debug_assert!(at <= control);
-        Ok(Self {
+        let guest = Self {
             memory: Arc::new(memory),
             rings,
             places,
-        })
+        };
+        guest.fill(needs.block);
+        Ok(guest)
+    }
+
+    /// Fills the buffers with what no file system or disk can make less of; and so their pages are there before
+    /// anything is measured.
+    fn fill(&self, block: u64) {
+        let block = usize::try_from(block).unwrap_or(0);
+        let mut random = Random::new(0);
+        let mut page = [0; 4096];
+        for places in self.places.iter().flatten() {
+            for start in (0..block).step_by(page.len()) {
+                for word in page.as_chunks_mut::<8>().0 {
+                    *word = random.next().to_le_bytes();
+                }
+                let len = page.len().min(block - start);
+                let at = places.data.unchecked_add(start as u64);
+                // The layout has put it inside.
+                let filled = self.memory.write_slice(&page[..len], at);
+                debug_assert!(filled.is_ok());
+            }
+        }
     }
 
     /// The regions, as a back-end is told of them.

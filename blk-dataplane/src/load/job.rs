@@ -10,12 +10,14 @@ use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd;
 use std::time::Duration;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory, VolatileSlice};
 
 use super::guest::{LINE, Places, STATUS_OFFSET};
 use super::measure::{Clock, Tallies};
 use super::ring::{Kind, Ring, RingFault};
-use super::workload::Workload;
+use super::verify::{Verifier, Wrong};
+use super::workload::{Step, Workload};
+use crate::SECTOR_SIZE;
 
 /// Status before the device has written one: none that there is (virtio 1.3 §5.2.6).
 const NO_STATUS: u8 = 0xff;
@@ -65,7 +67,25 @@ pub(super) struct Outcome {
     pub(super) client_cpu: u64,
     /// Processor time of the back-end at the beginning and end, in nanoseconds.
     pub(super) backend_cpu: Option<(u64, u64)>,
+    /// Of the whole run, and the blocks read back after it.
+    pub(super) verified: Verified,
 }
+
+/// What was found out about blocks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Verified {
+    /// Blocks that were read and checked.
+    pub(super) blocks: u64,
+    /// Those that were wrong.
+    pub(super) wrong: u64,
+    /// Reads and writes that failed after the measured span.
+    pub(super) errors: u64,
+    /// The first few that were wrong: offset and how.
+    pub(super) samples: Vec<(u64, Wrong)>,
+}
+
+/// Blocks that were wrong that are told one by one.
+const SAMPLES_MAX: usize = 4;
 
 /// A request's words in guest memory.
 struct Slot<'m> {
@@ -75,6 +95,8 @@ struct Slot<'m> {
     status: &'m AtomicU8,
     started: u64,
     is: Kind,
+    /// With a verifier.
+    block: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +105,8 @@ enum Phase {
     Measured,
     /// No more requests are made.
     Draining,
+    /// Every block that was written is read once more.
+    Checking,
 }
 
 /// Numbers at the beginning of the measured span.
@@ -100,7 +124,9 @@ struct Begin {
 pub(super) struct JobParts<'a, R> {
     pub(super) ring: R,
     pub(super) lines: &'a [VolatileSlice<'a>],
+    pub(super) buffers: &'a [VolatileSlice<'a>],
     pub(super) workload: Workload,
+    pub(super) verifier: Option<Verifier>,
     /// Of the first block.
     pub(super) first_sector: u64,
     pub(super) sectors_per_block: u64,
@@ -116,9 +142,14 @@ pub(super) struct JobParts<'a, R> {
 pub(super) struct Job<'a, R> {
     ring: R,
     slots: Vec<Slot<'a>>,
+    buffers: &'a [VolatileSlice<'a>],
     /// Requests that are not in flight.
     free: Vec<u16>,
     workload: Workload,
+    verifier: Option<Verifier>,
+    /// What could not be made a request, since all blocks are busy; with `verifier`.
+    waiting: Option<Step>,
+    verified: Verified,
     first_sector: u64,
     sectors_per_block: u64,
     schedule: Schedule,
@@ -178,6 +209,17 @@ pub(super) fn lines<'m>(
     places.iter().map(line).collect()
 }
 
+/// The data of each request.
+pub(super) fn buffers<'m>(
+    memory: &'m GuestMemoryMmap,
+    places: &[Places],
+    block: u64,
+) -> Result<Vec<VolatileSlice<'m>>, vm_memory::GuestMemoryError> {
+    let len = usize::try_from(block).unwrap_or(usize::MAX);
+    let buffer = |place: &Places| memory.get_slice(place.data, len);
+    places.iter().map(buffer).collect()
+}
+
 impl<'a, R: Ring> Job<'a, R> {
     pub(super) fn new(parts: JobParts<'a, R>) -> Option<Self> {
         let status = usize::try_from(STATUS_OFFSET).ok()?;
@@ -188,6 +230,7 @@ impl<'a, R: Ring> Job<'a, R> {
                 status: line.get_atomic_ref(status).ok()?,
                 started: 0,
                 is: Kind::Read,
+                block: 0,
             })
         };
         let slots: Vec<_> = parts.lines.iter().map(slot).collect::<Option<_>>()?;
@@ -195,8 +238,12 @@ impl<'a, R: Ring> Job<'a, R> {
         Some(Self {
             ring: parts.ring,
             slots,
+            buffers: parts.buffers,
             free: (0..count).rev().collect(),
             workload: parts.workload,
+            verifier: parts.verifier,
+            waiting: None,
+            verified: Verified::default(),
             first_sector: parts.first_sector,
             sectors_per_block: parts.sectors_per_block,
             schedule: parts.schedule,
@@ -239,8 +286,17 @@ impl<'a, R: Ring> Job<'a, R> {
                 let now = self.harvest(first)?;
                 self.issue_all(now);
                 looks = 0;
-            } else if self.phase == Phase::Draining && self.completed == self.issued {
-                return Ok(self.outcome);
+            } else if self.is_done() {
+                if self.phase == Phase::Draining && self.begin_checking() {
+                    let now = self.clock.now();
+                    self.issue_all(now);
+                    continue;
+                }
+                let verified = self.verified;
+                return Ok(self.outcome.map(|outcome| Outcome {
+                    verified,
+                    ..outcome
+                }));
             } else if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             } else if self.schedule.poll {
@@ -286,11 +342,113 @@ impl<'a, R: Ring> Job<'a, R> {
         let slot = &self.slots[usize::from(request)];
         self.completed += 1;
         self.free.push(request);
-        if slot.status.load(Ordering::Relaxed) == STATUS_OK {
-            self.tallies.success(slot.is, slot.started, now);
+        let (kind, block) = (slot.is, slot.block);
+        let done = slot.status.load(Ordering::Relaxed) == STATUS_OK;
+        if done {
+            self.tallies.success(kind, slot.started, now);
         } else {
-            self.tallies.error(slot.is);
+            self.tallies.error(kind);
         }
+        if self.verifier.is_some() {
+            self.verify(request, kind, block, done);
+        }
+    }
+
+    fn verify(&mut self, request: u16, kind: Kind, block: u64, done: bool) {
+        let Some(verifier) = &mut self.verifier else {
+            return;
+        };
+        // Those before are in the report's errors.
+        if !done && matches!(self.phase, Phase::Draining | Phase::Checking) {
+            self.verified.errors += 1;
+        }
+        match kind {
+            Kind::Flush => {}
+            Kind::Write => verifier.written(block, done),
+            Kind::Read if !done => verifier.not_read(block),
+            Kind::Read => {
+                let buffer = &self.buffers[usize::from(request)];
+                self.verified.blocks += 1;
+                let copy = |to: &mut [u8]| {
+                    buffer.copy_to(to);
+                };
+                if let Err(wrong) = verifier.read(block, copy) {
+                    self.verified.wrong += 1;
+                    if self.verified.samples.len() < SAMPLES_MAX {
+                        self.verified.samples.push(wrong);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing is in flight, and nothing is to come.
+    fn is_done(&self) -> bool {
+        let ended = match self.phase {
+            Phase::Ramp | Phase::Measured => false,
+            Phase::Draining => true,
+            Phase::Checking => self.to_issue == 0,
+        };
+        ended && self.completed == self.issued
+    }
+
+    /// Has what was written read back; false if nothing was.
+    fn begin_checking(&mut self) -> bool {
+        let blocks = self.verifier.as_ref().map_or(0, Verifier::written_blocks);
+        self.phase = Phase::Checking;
+        self.to_issue = blocks;
+        blocks != 0
+    }
+
+    /// The next request; `None` while none can be made.
+    #[inline]
+    fn next_step(&mut self) -> Option<Step> {
+        if self.verifier.is_some() {
+            self.next_verified()
+        } else {
+            Some(self.workload.next())
+        }
+    }
+
+    fn next_verified(&mut self) -> Option<Step> {
+        let verifier = self.verifier.as_mut()?;
+        let step = if self.phase == Phase::Checking {
+            Step {
+                kind: Kind::Read,
+                block: verifier.next_written()?,
+            }
+        } else {
+            self.waiting.take().unwrap_or_else(|| self.workload.next())
+        };
+        if step.kind == Kind::Flush {
+            return Some(step);
+        }
+        let settled = verifier.settle(step);
+        if settled.is_none() {
+            self.waiting = Some(step);
+        }
+        settled
+    }
+
+    /// Puts into the buffer what is to be written, or what no read may leave there.
+    fn prepare(&mut self, request: u16, step: Step) {
+        let Some(verifier) = &mut self.verifier else {
+            return;
+        };
+        let buffer = &self.buffers[usize::from(request)];
+        match step.kind {
+            Kind::Flush => return,
+            Kind::Write => buffer.copy_from(verifier.content(step.block)),
+            Kind::Read => {
+                let len = usize::try_from(SECTOR_SIZE).unwrap_or(512);
+                for sector in (0..buffer.len()).step_by(len) {
+                    // Within the buffer.
+                    let wiped = buffer.write_slice(&[0; 8], sector);
+                    debug_assert!(wiped.is_ok());
+                }
+            }
+        }
+        verifier.take(step.block);
     }
 
     /// Makes as many requests as may be in flight, and are due.
@@ -298,20 +456,24 @@ impl<'a, R: Ring> Job<'a, R> {
     fn issue_all(&mut self, now: u64) {
         let before = self.issued;
         while self.to_issue != 0 {
-            let started = if self.schedule.rate.is_none() {
+            let started = if !self.is_paced() {
                 now
             } else if self.due.at <= now {
                 self.due.at
             } else {
                 break;
             };
-            let Some(request) = self.free.pop() else {
+            let Some(&request) = self.free.last() else {
                 break;
             };
-            if self.schedule.rate.is_some() {
+            let Some(step) = self.next_step() else {
+                break;
+            };
+            self.free.pop();
+            if self.is_paced() {
                 self.due.advance();
             }
-            self.issue(request, started);
+            self.issue(request, step, started);
         }
         if self.issued != before {
             self.ring.publish();
@@ -326,8 +488,10 @@ impl<'a, R: Ring> Job<'a, R> {
     }
 
     #[inline]
-    fn issue(&mut self, request: u16, started: u64) {
-        let step = self.workload.next();
+    fn issue(&mut self, request: u16, step: Step, started: u64) {
+        if self.verifier.is_some() {
+            self.prepare(request, step);
+        }
         let slot = &mut self.slots[usize::from(request)];
         let kind = match step.kind {
             Kind::Read => VIRTIO_BLK_T_IN,
@@ -345,6 +509,7 @@ impl<'a, R: Ring> Job<'a, R> {
         slot.status.store(NO_STATUS, Ordering::Relaxed);
         slot.started = started;
         slot.is = step.kind;
+        slot.block = step.block;
         self.ring.offer(request, step.kind);
         self.to_issue -= 1;
         self.issued += 1;
@@ -364,8 +529,14 @@ impl<'a, R: Ring> Job<'a, R> {
         match self.phase {
             Phase::Ramp => self.begin(now),
             Phase::Measured => self.end(now),
-            Phase::Draining => {}
+            Phase::Draining | Phase::Checking => {}
         }
+    }
+
+    /// Reading back is not.
+    #[inline]
+    fn is_paced(&self) -> bool {
+        self.schedule.rate.is_some() && self.phase != Phase::Checking
     }
 
     fn begin(&mut self, now: u64) {
@@ -406,6 +577,7 @@ impl<'a, R: Ring> Job<'a, R> {
             span: now - self.begin.at,
             client_cpu: client_cpu.saturating_sub(self.begin.client_cpu),
             backend_cpu,
+            verified: Verified::default(),
         });
     }
 
@@ -417,7 +589,7 @@ impl<'a, R: Ring> Job<'a, R> {
     fn sleep(&mut self) {
         if self.ring.enable_interrupts() {
             self.sleeps += 1;
-            if self.schedule.rate.is_some() && self.to_issue != 0 && !self.free.is_empty() {
+            if self.is_paced() && self.to_issue != 0 && !self.free.is_empty() {
                 self.sleep_until_due();
             } else {
                 self.read_call();

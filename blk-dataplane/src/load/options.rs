@@ -158,7 +158,7 @@ pub struct LoadOptions {
     pub cpus: Vec<u16>,
     /// Whose processor time is told.
     pub backend_pid: Option<u32>,
-    /// How long no completion may come while requests are in flight.
+    /// How long no completion may come while requests are in flight, and no answer to a message.
     #[serde(serialize_with = "seconds")]
     pub io_timeout: Duration,
     /// Has the back-end record what is in flight (`VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD`), as QEMU does.

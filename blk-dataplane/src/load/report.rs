@@ -50,7 +50,9 @@ pub struct Report {
     pub flush: Option<Direction>,
     /// Requests that failed, or whose status the device did not write.
     pub errors: u64,
-    /// Reads that returned something else than was written.
+    /// Blocks that were read and checked, those read back after the measured span included.
+    pub verified_blocks: u64,
+    /// Those of them that were not what was written.
     pub verify_errors: u64,
     /// Kicks: the client told the device of new requests.
     pub kicks: u64,
@@ -148,7 +150,8 @@ impl Report {
         let all = || [&read, &write, &flush].into_iter().flatten();
         let total_ios = all().map(|direction| direction.total_ios).sum();
         let bytes: u64 = all().map(|direction| direction.io_bytes).sum();
-        let errors = all().map(|direction| direction.errors).sum();
+        let errors: u64 = all().map(|direction| direction.errors).sum();
+        let errors = errors + sum(|outcome| outcome.verified.errors);
         let per_io = |amount: u64| ratio(amount, total_ios);
         // Each thread has looked at the whole process's, at about the same two times.
         let backend = outcomes.iter().filter_map(|outcome| outcome.backend_cpu);
@@ -177,7 +180,8 @@ impl Report {
             write,
             flush,
             errors,
-            verify_errors: 0,
+            verified_blocks: sum(|outcome| outcome.verified.blocks),
+            verify_errors: sum(|outcome| outcome.verified.wrong),
             kicks,
             interrupts,
             sleeps: sum(|outcome| outcome.sleeps),
