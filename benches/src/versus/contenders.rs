@@ -28,13 +28,13 @@ pub(crate) enum Kind {
     },
     Qemu {
         program: PathBuf,
-        /// `aio=`
+        /// `aio=`; of a device that stores nothing, nothing.
         aio: &'static str,
     },
     Spdk {
         vhost: PathBuf,
         rpc: PathBuf,
-        /// `aio` or `uring`: the block device module.
+        /// `null`, `aio` or `uring`: the block device module.
         module: &'static str,
     },
     CloudHypervisor(PathBuf),
@@ -80,6 +80,7 @@ pub(crate) struct Contenders {
     pub(crate) versions: Vec<(String, String)>,
 }
 
+const NULL: &[Image] = &[Image::Null];
 const FILES: &[Image] = &[Image::Tmpfs, Image::Disk];
 const EVERYTHING: &[Image] = &[Image::Null, Image::Tmpfs, Image::Disk];
 
@@ -202,12 +203,13 @@ impl Contenders {
                 continue;
             }
             self.versions.push((family.clone(), version));
-            // What stores nothing has no engine.
             let kind = |aio| Kind::Qemu {
                 program: program.clone(),
                 aio,
             };
-            self.add(&family, "aio=native", kind("native"), EVERYTHING);
+            // What stores nothing has no engine.
+            self.add(&family, "null-co", kind(""), NULL);
+            self.add(&family, "aio=native", kind("native"), FILES);
             self.add(&family, "aio=io_uring", kind("io_uring"), FILES);
         }
     }
@@ -230,7 +232,7 @@ impl Contenders {
             return;
         };
         self.versions.push((NAME.to_owned(), version));
-        for (module, images) in [("aio", EVERYTHING), ("uring", FILES)] {
+        for (module, images) in [("null", NULL), ("aio", FILES), ("uring", FILES)] {
             let kind = Kind::Spdk {
                 vhost: vhost.clone(),
                 rpc: rpc.clone(),
@@ -270,7 +272,7 @@ impl Contenders {
         let images = match (command.contains("{image}"), command.contains("{size}")) {
             _ if !command.contains("{socket}") => return Err(wrong().into()),
             (true, _) => FILES,
-            (false, true) => &[Image::Null][..],
+            (false, true) => NULL,
             (false, false) => return Err(wrong().into()),
         };
         self.versions.push((name.to_owned(), command.to_owned()));
@@ -427,7 +429,8 @@ impl Contender {
                 add(&[&program.display().to_string()]);
                 add(&["--object", "iothread,id=iothread0"]);
                 let disk = if is_null {
-                    format!("driver=null-co,node-name=disk,size={NULL_SIZE}")
+                    // What is read is left as it was, as this back-end's null device does it.
+                    format!("driver=null-co,node-name=disk,size={NULL_SIZE},read-zeroes=off")
                 } else {
                     format!("driver=file,node-name=disk,filename={file},cache.direct=on,aio={aio}")
                 };
@@ -456,7 +459,7 @@ impl Contender {
                 };
                 let mib = (NULL_SIZE >> 20).to_string();
                 let disk = match *module {
-                    _ if is_null => rpc(&["bdev_null_create", "disk", &mib, "512"]),
+                    "null" => rpc(&["bdev_null_create", "disk", &mib, "512"]),
                     "uring" => rpc(&["bdev_uring_create", &file, "disk", "512"]),
                     _ => rpc(&["bdev_aio_create", &file, "disk", "512"]),
                 };
@@ -621,7 +624,7 @@ mod tests {
         let kind = Kind::Spdk {
             vhost: "vhost".into(),
             rpc: "rpc.py".into(),
-            module: "aio",
+            module: "null",
         };
         assert_eq!(
             shown(kind, Image::Null, 1),

@@ -44,8 +44,10 @@ pub(crate) fn start(commands: &Commands, socket: &Path, log: &Path) -> Result<Va
             }
         };
         let took = begun.elapsed();
-        // Ended before it is judged: it is nobody else's to end.
-        backend::end(&mut child);
+        // Before it is judged, for it is nobody else's to end; and without asking, since qemu-storage-daemon 7.2 does not
+        // hear SIGTERM so early.
+        let _ = child.kill();
+        let _ = child.wait();
         if let Err(error) = connected {
             let said = backend::last_of(log);
             return Err(format!("{}: {error}: {said}", socket.display()));

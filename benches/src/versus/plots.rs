@@ -76,7 +76,7 @@ pub(crate) fn draw(
         let drawn = match file {
             "rates.svg" => bars(&path, title, Metric::Rate, results, figures)?,
             "cpu.svg" => bars(&path, title, Metric::BackendCpu, results, figures)?,
-            "latency.svg" => latency(&path, title, rows, figures)?,
+            "latency.svg" => latency(&path, title, rows, results, figures)?,
             _ => scaling(&path, title, rows, figures)?,
         };
         if !drawn && path.exists() {
@@ -98,7 +98,6 @@ fn bars(
         return Ok(false);
     };
     let mut groups = Vec::new();
-    let mut names: Vec<String> = Vec::new();
     for (row, label) in GROUPS {
         let is_reference = |known: &Known| known.family == reference.family;
         let best = figures.best_of_each_family(row, metric, is_reference);
@@ -113,18 +112,22 @@ fn bars(
                 Some((legend_of(known), ratio.median))
             })
             .collect();
-        for (name, _) in &heights {
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-        }
         groups.push((label, heights));
     }
     if groups.is_empty() {
         return Ok(false);
     }
+    // In the order they are listed in, whichever row they are in first.
+    let mut names: Vec<String> = Vec::new();
+    for name in results.contenders.iter().map(legend_of) {
+        let mut drawn = groups.iter().flat_map(|(_, heights)| heights);
+        if drawn.any(|(who, _)| *who == name) && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let colours = Colours::of(results);
     let root = SVGBackend::new(path, (1180, 470)).into_drawing_area();
-    draw_bars(&root, title, &groups, &names)?;
+    draw_bars(&root, title, &groups, &names, &colours)?;
     root.present()?;
     Ok(true)
 }
@@ -160,6 +163,7 @@ fn draw_bars(
     title: &str,
     groups: &[(&str, Vec<(String, f64)>)],
     names: &[String],
+    colours: &Colours,
 ) -> Result<(), Error> {
     root.fill(&WHITE)?;
     let heights = groups.iter().flat_map(|(_, heights)| heights);
@@ -184,8 +188,8 @@ fn draw_bars(
     // As wide in every group, so that they can be told apart by it, too.
     let widest = groups.iter().map(|(_, heights)| heights.len()).max();
     let width = 0.86 / widest.unwrap_or(1).max(1) as f64;
-    for (place, name) in names.iter().enumerate() {
-        let colour = colour_of(name, place);
+    for name in names {
+        let colour = colours.of_name(name);
         let mut boxes = Vec::new();
         for (group, (_, heights)) in groups.iter().enumerate() {
             let left = group as f64 + 0.5 - width * heights.len() as f64 / 2.0;
@@ -206,13 +210,8 @@ fn draw_bars(
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
         let centred = centred(11, VPos::Bottom);
         chart.draw_series(boxes.iter().map(|&(left, right, height)| {
-            let text = if height < 9.95 {
-                format!("{height:.1}")
-            } else {
-                format!("{height:.0}")
-            };
             Text::new(
-                text,
+                short(height),
                 (f64::midpoint(left, right), height + highest * 0.006),
                 centred.clone(),
             )
@@ -256,14 +255,36 @@ where
     Ok(())
 }
 
-/// Ours in blue, what is no back-end in grey.
-fn colour_of(name: &str, place: usize) -> RGBColor {
-    match name {
-        "blk-dataplane" => OURS,
-        "blk-dataplane, io_uring" => RGBColor(128, 184, 248),
-        _ if name.starts_with("bare loop") => RGBColor(110, 119, 129),
-        _ if name.starts_with("fio") => RGBColor(175, 184, 193),
-        _ => COLOURS[place % COLOURS.len()],
+/// Everybody has one colour in all pictures: ours blue, what is no back-end grey.
+struct Colours {
+    peers: Vec<String>,
+}
+
+impl Colours {
+    fn of(results: &Results) -> Self {
+        let mut peers: Vec<String> = Vec::new();
+        for known in results.contenders.iter().filter(|known| known.is_peer) {
+            if !peers.contains(&known.family) {
+                peers.push(known.family.clone());
+            }
+        }
+        Self { peers }
+    }
+
+    fn of_name(&self, name: &str) -> RGBColor {
+        match name {
+            "blk-dataplane" => OURS,
+            _ if name.starts_with("blk-dataplane") => RGBColor(128, 184, 248),
+            _ if name.starts_with("bare loop") => RGBColor(110, 119, 129),
+            _ if name.starts_with("fio") => RGBColor(175, 184, 193),
+            _ => {
+                let place = self
+                    .peers
+                    .iter()
+                    .position(|peer| name.starts_with(peer.as_str()));
+                COLOURS[place.unwrap_or(0) % COLOURS.len()]
+            }
+        }
     }
 }
 
@@ -290,7 +311,13 @@ fn line(
     points
 }
 
-fn latency(path: &Path, title: &str, rows: &[Row], figures: &Figures<'_>) -> Result<bool, Error> {
+fn latency(
+    path: &Path,
+    title: &str,
+    rows: &[Row],
+    results: &Results,
+    figures: &Figures<'_>,
+) -> Result<bool, Error> {
     let Some(row) = rows
         .iter()
         .rfind(|row| row.points.iter().any(|point| point.0 == Series::Latency))
@@ -311,8 +338,40 @@ fn latency(path: &Path, title: &str, rows: &[Row], figures: &Figures<'_>) -> Res
     }
     let root = SVGBackend::new(path, (900, 430)).into_drawing_area();
     root.fill(&WHITE)?;
-    let axis = "requests in flight (tmpfs image, 4 KiB reads, client sleeping)";
-    draw_lines(&root, title, axis, "us", &lines, None)?;
+    let points = || lines.iter().flat_map(|(_, line)| line);
+    let (lowest, highest) = range(points().map(|point| point.1));
+    let last = points().map(|point| point.0).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, (FONT, 19).into_font().color(&INK))
+        .margin(12)
+        .x_label_area_size(44)
+        .y_label_area_size(60)
+        .build_cartesian_2d(
+            -0.15..last + 0.15,
+            (lowest / 1.5..highest * 1.5).log_scale(),
+        )?;
+    chart
+        .configure_mesh()
+        .x_labels(10)
+        .y_labels(8)
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(FAINT)
+        .axis_style(INK)
+        .label_style((FONT, 13).into_font().color(&INK))
+        .x_desc("requests in flight (tmpfs image, 4 KiB reads, client sleeping)")
+        .x_label_formatter(&|power| power_of_two(*power))
+        .y_label_formatter(&|value| format!("{value:.0} us"))
+        .draw()?;
+    let colours = Colours::of(results);
+    for (name, line) in &lines {
+        draw_line(&mut chart, name, line, colours.of_name(name))?;
+        let style = centred(11, VPos::Bottom);
+        chart.draw_series(
+            line.iter()
+                .map(|&(x, y)| Text::new(short(y), (x, y * 1.07), style.clone())),
+        )?;
+    }
+    legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
     root.present()?;
     Ok(true)
 }
@@ -320,9 +379,12 @@ fn latency(path: &Path, title: &str, rows: &[Row], figures: &Figures<'_>) -> Res
 fn scaling(path: &Path, title: &str, rows: &[Row], figures: &Figures<'_>) -> Result<bool, Error> {
     let ours = name(Ours::Default);
     let panels = [
-        (Series::Depth, "requests in flight"),
-        (Series::Devices, "devices, depth 32 each"),
-        (Series::MemoryRegions, "regions of guest memory"),
+        (Series::Depth, "requests in flight, client polling"),
+        (Series::Devices, "devices, depth 32 each, clients sleeping"),
+        (
+            Series::MemoryRegions,
+            "regions of guest memory, client polling",
+        ),
     ]
     .map(|(series, axis)| {
         let line = line(rows, series, &ours, Metric::BackendCpu, figures);
@@ -339,44 +401,28 @@ fn scaling(path: &Path, title: &str, rows: &[Row], figures: &Figures<'_>) -> Res
     let body = root.titled(title, (FONT, 19).into_font().color(&INK))?;
     for (area, (axis, line, from)) in body.split_evenly((1, 3)).iter().zip(panels) {
         if line.len() >= 2 {
-            let lines = [(ours.clone(), line)];
-            draw_lines(area, "", axis, "ns", &lines, Some(from))?;
+            draw_panel(area, axis, &ours, &line, from)?;
         }
     }
     root.present()?;
     Ok(true)
 }
 
-/// Lines over powers of two. `flat_from`: the band that a flat line stays in, from there on.
-fn draw_lines(
+/// A line over powers of two, and the band that it has to stay within from `from` on.
+fn draw_panel(
     area: &Area<'_>,
-    title: &str,
     axis: &str,
-    unit: &str,
-    lines: &[(String, Line)],
-    flat_from: Option<f64>,
+    name: &str,
+    line: &[(f64, f64)],
+    from: f64,
 ) -> Result<(), Error> {
-    let points = || lines.iter().flat_map(|(_, line)| line);
-    let last = points().map(|point| point.0).fold(1.0, f64::max);
-    let lowest = points().map(|point| point.1).fold(f64::INFINITY, f64::min);
-    let highest = points().map(|point| point.1).fold(0.0, f64::max);
-    let mut builder = ChartBuilder::on(area);
-    builder
+    let (_, highest) = range(line.iter().map(|point| point.1));
+    let last = line.iter().map(|point| point.0).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
         .margin(12)
         .x_label_area_size(44)
-        .y_label_area_size(60);
-    if !title.is_empty() {
-        builder.caption(title, (FONT, 19).into_font().color(&INK));
-    }
-    let mut chart =
-        builder.build_cartesian_2d(0.0..last + 0.1, (lowest / 1.6..highest * 1.6).log_scale())?;
-    let show = |value: f64| {
-        if value >= 10.0 {
-            format!("{value:.0} {unit}")
-        } else {
-            format!("{value:.1} {unit}")
-        }
-    };
+        .y_label_area_size(64)
+        .build_cartesian_2d(-0.4..last + 0.4, 0.0..highest * 1.45)?;
     chart
         .configure_mesh()
         .x_labels(10)
@@ -386,56 +432,71 @@ fn draw_lines(
         .axis_style(INK)
         .label_style((FONT, 13).into_font().color(&INK))
         .x_desc(axis)
-        .x_label_formatter(&|power| {
-            // Between two powers there is nothing to be said.
-            if (power - power.round()).abs() < 0.01 {
-                format!("{:.0}", power.exp2())
-            } else {
-                String::new()
-            }
-        })
-        .y_label_formatter(&|value| show(*value))
+        .x_label_formatter(&|power| power_of_two(*power))
+        .y_label_formatter(&|value| format!("{value:.0} ns"))
         .draw()?;
-    if let Some(from) = flat_from {
-        let within = || points().filter(|point| point.0 >= from);
-        let floor = within().map(|point| point.1).fold(f64::INFINITY, f64::min);
-        if floor.is_finite() {
-            let band = [(from, floor), (last, floor * FLAT)];
-            let style = OURS.mix(0.14).filled();
-            chart
-                .draw_series(std::iter::once(Rectangle::new(band, style)))?
-                .label(format!("within {FLAT}x of the cheapest"))
-                .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], style));
-        }
-    }
-    for (place, (name, line)) in lines.iter().enumerate() {
-        let colour = colour_of(name, place.saturating_sub(1));
+    let flat = line.iter().filter(|point| point.0 >= from);
+    let (cheapest, _) = range(flat.map(|point| point.1));
+    if cheapest.is_finite() {
+        let band = [(from, cheapest), (last, cheapest * FLAT)];
+        let style = OURS.mix(0.14).filled();
         chart
-            .draw_series(LineSeries::new(
-                line.iter().copied(),
-                colour.stroke_width(2),
-            ))?
-            .label(name.clone())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 12, y)], colour.stroke_width(2)));
-        chart.draw_series(
-            line.iter()
-                .map(|&point| Circle::new(point, 3, colour.filled())),
-        )?;
-        // Each point's value, where one line has the place to itself.
-        if lines.len() == 1 {
-            let style = centred(12, VPos::Bottom);
-            chart.draw_series(
-                line.iter()
-                    .map(|&(x, y)| Text::new(format!("{y:.0}"), (x, y * 1.05), style.clone())),
-            )?;
-        }
+            .draw_series(std::iter::once(Rectangle::new(band, style)))?
+            .label(format!("within {FLAT}x of the cheapest"))
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], style));
     }
-    let position = if flat_from.is_some() {
-        SeriesLabelPosition::UpperRight
+    draw_line(&mut chart, name, line, OURS)?;
+    let style = centred(12, VPos::Bottom);
+    chart.draw_series(
+        line.iter()
+            .map(|&(x, y)| Text::new(short(y), (x, y + highest * 0.03), style.clone())),
+    )?;
+    legend(&mut chart, SeriesLabelPosition::UpperRight)
+}
+
+fn draw_line<'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'_>, Cartesian2d<X, Y>>,
+    name: &str,
+    line: &[(f64, f64)],
+    colour: RGBColor,
+) -> Result<(), Error>
+where
+    X: Ranged<ValueType = f64>,
+    Y: Ranged<ValueType = f64>,
+{
+    let points = line.iter().copied();
+    chart
+        .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+        .label(name)
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 12, y)], colour.stroke_width(2)));
+    chart.draw_series(
+        line.iter()
+            .map(|&point| Circle::new(point, 3, colour.filled())),
+    )?;
+    Ok(())
+}
+
+/// Between two powers there is nothing to be said.
+fn power_of_two(power: f64) -> String {
+    if power < -0.01 || (power - power.round()).abs() > 0.01 {
+        return String::new();
+    }
+    format!("{:.0}", power.exp2())
+}
+
+fn short(value: f64) -> String {
+    if value < 9.95 {
+        format!("{value:.1}")
     } else {
-        SeriesLabelPosition::UpperLeft
-    };
-    legend(&mut chart, position)
+        format!("{value:.0}")
+    }
+}
+
+/// The smallest and the largest.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, 0.0), |(low, high), value| {
+        (low.min(value), high.max(value))
+    })
 }
 
 #[cfg(test)]

@@ -133,14 +133,23 @@ pub(crate) enum Series {
 impl Series {
     /// Those that have to be flat, from which point on, and why from there.
     pub(crate) const FLAT: [(Self, u16, &'static str); 3] = [
-        (Self::Depth, BATCHING, "depth, from 16 on"),
-        (Self::Devices, 1, "devices, 32 requests in flight on each"),
-        (Self::MemoryRegions, 1, "regions of guest memory, depth 32"),
+        (Self::Depth, BATCHING, "depth, from 32 on, client polling"),
+        (
+            Self::Devices,
+            1,
+            "devices, 32 requests in flight on each, clients sleeping",
+        ),
+        (
+            Self::MemoryRegions,
+            1,
+            "regions of guest memory, depth 32, client polling",
+        ),
     ];
 }
 
-/// The depth from which on a wake-up is shared by enough requests to be less than one of them costs.
-const BATCHING: u16 = 16;
+/// The depth from which on what is done once a batch is little beside what is done for each request: the depth of the
+/// other bars.
+const BATCHING: u16 = 32;
 
 /// How flat a series has to be: its dearest point by its cheapest.
 pub(crate) const FLAT: f64 = 1.3;
@@ -436,13 +445,15 @@ fn line_rows(quick: bool) -> Vec<Row> {
         peers: Peers::None,
         ..Row::new(id, title, Image::Null, load)
     };
-    for &depth in pick(&[1, 2, 4, 8, 16, 32, 64, 128, 256], &[1, 16, 256]) {
-        let title = format!("null device, depth {depth}");
-        let row = own(
-            format!("scale-depth-{depth}"),
-            title,
-            Load { depth, ..LOAD },
-        );
+    for &depth in pick(&[1, 2, 4, 8, 16, 32, 64, 128, 256], &[1, 32, 256]) {
+        let title = format!("null device, depth {depth}, client polling");
+        // With a client that sleeps the figure is of how long that takes to wake: the back-end polls meanwhile.
+        let load = Load {
+            depth,
+            polls: true,
+            ..LOAD
+        };
+        let row = own(format!("scale-depth-{depth}"), title, load);
         rows.push(row.point(Series::Depth, depth));
     }
     for &devices in pick(&[1, 2, 4, 8, 16, 32, 64], &[1, 64]) {
@@ -456,10 +467,13 @@ fn line_rows(quick: bool) -> Vec<Row> {
         rows.push(row.point(Series::Devices, devices));
     }
     for &memory_regions in pick(&[1, 2, 8, 32, 128, 509], &[1, 509]) {
-        let title = format!("null device, guest memory in {memory_regions} regions, depth 32");
+        let title = format!(
+            "null device, guest memory in {memory_regions} regions, depth 32, client polling"
+        );
         let load = Load {
             memory_regions,
             depth: 32,
+            polls: true,
             ..LOAD
         };
         let row = own(format!("scale-regions-{memory_regions}"), title, load);

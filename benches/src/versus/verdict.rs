@@ -337,13 +337,13 @@ mod tests {
 
     #[test]
     fn flat_is_the_dearest_point_by_the_cheapest_once_batching_has_set_in() {
-        let rows: Vec<Row> = ["scale-depth-1", "scale-depth-16", "scale-depth-256"]
+        let rows: Vec<Row> = ["scale-depth-1", "scale-depth-32", "scale-depth-256"]
             .map(row)
             .to_vec();
         // Processor time is the inverse: 1, 0.1 and 0.08.
         let results = results(&[
             ("scale-depth-1", "blk-dataplane", &[1.0, 1.0]),
-            ("scale-depth-16", "blk-dataplane", &[10.0, 10.0]),
+            ("scale-depth-32", "blk-dataplane", &[10.0, 10.0]),
             ("scale-depth-256", "blk-dataplane", &[12.5, 12.5]),
         ]);
         let verdicts = judge(&rows, &results, &Figures::new(&results));
