@@ -41,6 +41,10 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "NUMBER", default_value_t = LoadOptions::default().iodepth)]
     iodepth: u16,
 
+    /// Requests made available at once, with one decision whether to kick.
+    #[arg(long, value_name = "NUMBER", default_value_t = LoadOptions::default().iodepth_batch)]
+    iodepth_batch: u16,
+
     /// Queues of each device, each with a thread that drives it.
     #[arg(long, value_name = "NUMBER", default_value_t = LoadOptions::default().numjobs)]
     numjobs: u16,
@@ -165,6 +169,7 @@ impl BenchArguments {
             fsync: self.fsync,
             bs: self.bs,
             iodepth: self.iodepth,
+            iodepth_batch: self.iodepth_batch,
             numjobs: self.numjobs,
             runtime: self.runtime,
             ramp_time: self.ramp_time,

@@ -52,6 +52,8 @@ pub(super) struct Schedule {
     /// Requests a second, by the clock.
     pub(super) rate: Option<u64>,
     pub(super) poll: bool,
+    /// Requests made available at once, at most.
+    pub(super) batch: u16,
 }
 
 /// What the queue did in the measured span.
@@ -327,6 +329,9 @@ impl<'a, R: Ring> Job<'a, R> {
         let mut next = Some(first);
         while let Some(request) = next {
             self.finish(request?, now);
+            if self.free.len() >= usize::from(self.schedule.batch) {
+                self.issue_all(now);
+            }
             next = self.ring.poll();
         }
         self.tallies.settle(now);
@@ -454,7 +459,7 @@ impl<'a, R: Ring> Job<'a, R> {
     /// Makes as many requests as may be in flight, and are due.
     #[inline(never)]
     fn issue_all(&mut self, now: u64) {
-        let before = self.issued;
+        let mut staged = 0;
         while self.to_issue != 0 {
             let started = if !self.is_paced() {
                 now
@@ -474,16 +479,26 @@ impl<'a, R: Ring> Job<'a, R> {
                 self.due.advance();
             }
             self.issue(request, step, started);
-        }
-        if self.issued != before {
-            self.ring.publish();
-            self.shared.issued.store(self.issued, Ordering::Relaxed);
-            if self.ring.needs_kick() {
-                self.kicks += 1;
-                self.shared.kicks.store(self.kicks, Ordering::Relaxed);
-                // An eventfd that cannot be added to has been signalled.
-                let _ = self.kick.write(1);
+            staged += 1;
+            if staged == self.schedule.batch {
+                self.publish();
+                staged = 0;
             }
+        }
+        if staged > 0 {
+            self.publish();
+        }
+        self.shared.issued.store(self.issued, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        self.ring.publish();
+        if self.ring.needs_kick() {
+            self.kicks += 1;
+            self.shared.kicks.store(self.kicks, Ordering::Relaxed);
+            // An eventfd that cannot be added to has been signalled.
+            let _ = self.kick.write(1);
         }
     }
 

@@ -122,6 +122,9 @@ pub struct LoadOptions {
     pub bs: u64,
     /// Requests in flight for each queue.
     pub iodepth: u16,
+    /// Requests that are made available at once, with one decision whether to kick. 1 is what fio does by itself, and
+    /// a guest whose requests come from many places; more is a guest that plugs.
+    pub iodepth_batch: u16,
     /// Queues of each device, each with a thread of its own.
     pub numjobs: u16,
     /// How long is measured; [`DEFAULT_RUNTIME`] if neither this nor `number_ios` is given.
@@ -187,6 +190,7 @@ impl Default for LoadOptions {
             fsync: 0,
             bs: 4096,
             iodepth: 32,
+            iodepth_batch: 1,
             numjobs: 1,
             runtime: None,
             ramp_time: Duration::ZERO,
@@ -228,6 +232,11 @@ impl LoadOptions {
             ))
         };
         within("--iodepth", self.iodepth.into(), IODEPTH_MAX.into())?;
+        within(
+            "--iodepth-batch",
+            self.iodepth_batch.into(),
+            IODEPTH_MAX.into(),
+        )?;
         within("--numjobs", self.numjobs.into(), NUMJOBS_MAX.into())?;
         within(
             "--memory-regions",

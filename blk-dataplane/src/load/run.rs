@@ -283,6 +283,7 @@ impl Load<'_> {
                 number_ios: options.number_ios,
                 rate: options.rate_iops,
                 poll: options.poll,
+                batch: options.iodepth_batch,
             },
             clock: self.clock,
             backend_clock: self.backend_clock,
