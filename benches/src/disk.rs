@@ -43,7 +43,7 @@ const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 
 /// What callgrind is to collect: all that the data thread does, and nothing of its guest.
-pub const DATA_THREAD: &str = "*DataThread<M>::run";
+pub const DATA_THREAD: &str = "*DataThread<M>::run_in_one_map";
 
 /// Status a completed request must not be left with.
 const NO_STATUS: u8 = 0xee;

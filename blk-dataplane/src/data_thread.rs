@@ -56,6 +56,11 @@ use crate::notifier::{Notifier, SharedNotifier};
 /// while the other is fetched.
 const BATCH_MAX: usize = 128;
 
+/// The same where an operation has come to its end when the call that submits it returns: the guest takes what has
+/// been done and makes new requests while the thread does the next ones. Measured on the null device at depth 64:
+/// batches of 16 to 32 are the fastest, those of 8 and of 64 an eighth slower.
+const INLINE_BATCH_MAX: usize = 16;
+
 /// Longest sleep of a thread that serves a queue which nobody kicks: what epoll_wait(2) can tell apart.
 const POLLED_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -140,13 +145,17 @@ pub(crate) struct DataThread<M: GuestMemoryBackend> {
     poll: EventPoll,
     commands: Receiver<Command<M>>,
     queues: Box<[Option<Box<QueueState<M>>>]>,
+    /// Numbers of those there are: a device may have many, of which few run.
+    running: Vec<usize>,
+    /// A queue is to stop, or somebody waits for a drain: after each pass it is seen whether the time has come.
+    winding_up: bool,
     executor: Executor<M>,
     seat: Seat<Stopper>,
     pace: Pace,
     memory: MemoryRef<M>,
     /// Where every chain is popped into.
     chain: Chain,
-    /// Which queue's turn it was to go first.
+    /// Which of the running queues' turn it was to go first.
     first_queue: usize,
     /// Losses of memory in this process when the rings were looked up.
     losses: usize,
@@ -192,6 +201,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             poll,
             commands,
             queues: (0..device.num_queues()).map(|_| None).collect(),
+            running: Vec::with_capacity(usize::from(device.num_queues())),
+            winding_up: false,
             executor,
             pace: Pace::new(device.poll_max()),
             memory: MemoryRef::new(memory),
@@ -218,17 +229,35 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     pub(crate) fn run(mut self) {
         trace_points::start(self.number);
         tracing::debug!(thread = self.number, "data thread started");
+        while self.run_in_one_map() {}
+        tracing::debug!(thread = self.number, "data thread stopped");
+        trace_points::stop(self.number);
+    }
+
+    /// Pass after pass, until the memory map is replaced. False if the thread is to exit.
+    // A function of its own for whoever counts instructions.
+    #[inline(never)]
+    fn run_in_one_map(&mut self) -> bool {
+        let memory = self.memory.clone();
+        // Over all passes: what most of them look up is in one region.
+        let mut hot = HotRegion::new(&memory);
         loop {
-            while let Ok(command) = self.commands.try_recv() {
-                self.command(command);
+            // Cheaper than a try_recv that finds nothing, which fences.
+            if !self.commands.is_empty() {
+                while let Ok(command) = self.commands.try_recv() {
+                    self.command(command);
+                }
+                if !memory.is(&self.memory) {
+                    return true;
+                }
             }
-            let fetched = self.fetch_all();
+            let fetched = self.fetch_all(&mut hot);
             self.executor.disarm();
             self.executor.submit(&mut self.seat);
-            let completed = self.reap();
+            let completed = self.reap(&mut hot);
             self.publish_all();
             if self.settle() {
-                break;
+                return false;
             }
             // While work keeps coming the thread neither sleeps nor lets the guest kick.
             let idle = if fetched || completed > 0 {
@@ -242,25 +271,23 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.sleep();
             }
         }
-        tracing::debug!(thread = self.number, "data thread stopped");
-        trace_points::stop(self.number);
     }
 
-    /// Fetches from every queue that may have something. True if any had.
-    fn fetch_all(&mut self) -> bool {
+    /// Fetches from every queue that may have something. True if any had. `hot` is of the map in force.
+    fn fetch_all(&mut self, hot: &mut HotRegion<'_, M>) -> bool {
         if self.on_hold() {
             return false;
         }
-        let count = self.queues.len();
         // Each turn begins one running queue further: when room is short, the queue that comes first
         // takes it, and that must not always be the same one (hostile-inputs Z4).
-        self.first_queue = (self.first_queue + 1..count)
-            .chain(0..=self.first_queue)
-            .find(|&index| self.queues[index].is_some())
-            .unwrap_or(0);
+        let count = self.running.len();
+        self.first_queue += 1;
+        if self.first_queue >= count {
+            self.first_queue = 0;
+        }
         let mut fetched = false;
-        for index in (self.first_queue..count).chain(0..self.first_queue) {
-            fetched |= self.fetch(index);
+        for turn in (self.first_queue..count).chain(0..self.first_queue) {
+            fetched |= self.fetch(self.running[turn], hot);
         }
         fetched
     }
@@ -274,11 +301,10 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     ///
     /// An armed queue is looked at too: nobody waits for its kick while another one keeps the thread
     /// from sleeping (hostile-inputs Z4).
-    fn fetch(&mut self, index: usize) -> bool {
+    fn fetch(&mut self, index: usize, hot: &mut HotRegion<'_, M>) -> bool {
         let Self {
             queues,
             executor,
-            memory,
             chain,
             counters,
             queue_counters,
@@ -291,15 +317,19 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             return false;
         };
         let of_queue = &queue_counters[index].requests;
-        let mut memory = HotRegion::new(memory);
-        for fetched in 0..BATCH_MAX {
+        let batch_max = if executor.ioq().completes_on_submit() {
+            INLINE_BATCH_MAX
+        } else {
+            BATCH_MAX
+        };
+        for fetched in 0..batch_max {
             if !executor.has_room() {
                 queue.starved = true;
                 return fetched > 0;
             }
             match queue.pop(chain, counters, of_queue) {
                 Fetched::Chain(head) => {
-                    match executor.start(queue.index, queue.accepted, head, chain, &mut memory) {
+                    match executor.start(queue.index, queue.accepted, head, chain, hot) {
                         Started::InFlight => {}
                         Started::Finished { head, used_len } => queue.push(head, used_len),
                         Started::NoRoom(head) => {
@@ -336,16 +366,14 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         true
     }
 
-    fn reap(&mut self) -> usize {
+    /// `hot` is of the map in force.
+    fn reap(&mut self, hot: &mut HotRegion<'_, M>) -> usize {
         let Self {
-            executor,
-            queues,
-            memory,
-            ..
+            executor, queues, ..
         } = self;
         let mut room = false;
         let operations = executor.reap(
-            memory,
+            hot,
             |Finished {
                  queue,
                  head,
@@ -371,8 +399,10 @@ impl<M: GuestMemoryBackend> DataThread<M> {
     /// One index store and at most one interrupt per queue that has something to tell.
     fn publish_all(&mut self) {
         let mut published = false;
-        for queue in self.queues.iter_mut().flatten() {
-            published |= queue.publish(&self.counters);
+        for &index in &self.running {
+            if let Some(queue) = self.queues[index].as_deref_mut() {
+                published |= queue.publish(&self.counters);
+            }
         }
         // After the marks, which go before what the guest is told or with it.
         if published
@@ -385,6 +415,14 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     /// Ends what was waiting for requests to complete. True if the thread is to exit.
     fn settle(&mut self) -> bool {
+        if !self.winding_up {
+            return false;
+        }
+        self.wind_up()
+    }
+
+    #[cold]
+    fn wind_up(&mut self) -> bool {
         for index in 0..self.queues.len() {
             let on_hold = self.on_hold();
             let drained = |queue: &mut Box<QueueState<M>>| {
@@ -403,6 +441,9 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                 self.update_write_through();
             }
         }
+        self.count_running();
+        let mut queues = self.queues.iter().flatten();
+        self.winding_up = !self.drains.is_empty() || queues.any(|queue| queue.stopping.is_some());
         if self.drains.is_empty() || self.executor.in_flight() > 0 {
             return false;
         }
@@ -413,6 +454,14 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             let _ = reply.send(());
         }
         exit
+    }
+
+    /// After a queue has come or gone.
+    fn count_running(&mut self) {
+        let queues = self.queues.iter().enumerate();
+        self.running.clear();
+        self.running
+            .extend(queues.filter_map(|(index, queue)| queue.as_ref().map(|_| index)));
     }
 
     /// Whether to look for work again before letting the guest kick and sleeping.

@@ -191,7 +191,7 @@ fn z1_z2_full_queues_of_the_largest_requests_take_no_more_memory_than_the_device
         (IN, 1000, 64 << 10, 2),
     ];
     for (backing, shapes) in [
-        (Backing::null(1 << 40), null),
+        (Backing::null_zeroes(1 << 40), null),
         (Backing::Image(scratch.image()), image),
     ] {
         let device = on_threads(backing, THREADS);

@@ -69,6 +69,8 @@ pub struct BusyPoll {
 enum Phase {
     /// The last turn found work, or nothing has been asked yet.
     Working,
+    /// As `Polling`, the clock not read yet: most idles of a busy thread end before it would be.
+    Beginning { window: Duration, turns_left: u32 },
     Polling {
         since: Instant,
         window: Duration,
@@ -105,7 +107,8 @@ impl BusyPoll {
     #[inline]
     #[must_use]
     pub fn keep_polling(&mut self) -> bool {
-        if let Phase::Polling { turns_left, .. } = &mut self.phase
+        if let Phase::Beginning { turns_left, .. } | Phase::Polling { turns_left, .. } =
+            &mut self.phase
             && *turns_left > 1
         {
             *turns_left -= 1;
@@ -132,19 +135,32 @@ impl BusyPoll {
                 if self.window.is_off() {
                     return false;
                 }
-                let since = now();
                 let window = self.window.begin();
+                let turns_left = self.clock_turns;
                 self.phase = if window.is_zero() {
-                    Phase::Sleeping { since }
-                } else {
+                    Phase::Sleeping { since: now() }
+                } else if self.window.is_probing() {
                     Phase::Polling {
-                        since,
+                        since: now(),
                         window,
                         elapsed: Duration::ZERO,
-                        turns_left: self.clock_turns,
+                        turns_left,
                     }
+                } else {
+                    Phase::Beginning { window, turns_left }
                 };
                 !window.is_zero()
+            }
+            // The idle began about a step ago.
+            &mut Phase::Beginning { window, .. } => {
+                let now = now();
+                self.phase = Phase::Polling {
+                    since: now.checked_sub(CLOCK_STEP).unwrap_or(now),
+                    window,
+                    elapsed: CLOCK_STEP,
+                    turns_left: self.clock_turns,
+                };
+                true
             }
             Phase::Polling {
                 since,
@@ -175,6 +191,7 @@ impl BusyPoll {
     fn end_idle(&mut self, now: impl FnOnce() -> Instant) {
         match std::mem::replace(&mut self.phase, Phase::Working) {
             Phase::Working => {}
+            Phase::Beginning { .. } => self.window.caught(Duration::ZERO),
             Phase::Polling { since, elapsed, .. } => {
                 // Only a probe has to know when exactly.
                 let after = if self.window.is_probing() {
@@ -230,7 +247,10 @@ mod tests {
             loop {
                 let counting = matches!(
                     busy.phase,
-                    Phase::Polling {
+                    Phase::Beginning {
+                        turns_left: 2..,
+                        ..
+                    } | Phase::Polling {
                         turns_left: 2..,
                         ..
                     }

@@ -341,6 +341,10 @@ impl Backend for LinuxAio {
         self.ring.is_some()
     }
 
+    fn completes_on_submit(&self) -> bool {
+        self.inline == INLINE_STREAK
+    }
+
     fn notifier(&self) -> Option<&Arc<Notifier>> {
         Some(&self.notifier)
     }

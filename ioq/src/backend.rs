@@ -81,6 +81,11 @@ pub(crate) trait Backend: fmt::Debug + Send {
     /// [`Backend::submit`] returns.
     fn notifier(&self) -> Option<&Arc<Notifier>>;
 
+    /// Whether operations are expected to have completed when [`Backend::submit`] returns.
+    fn completes_on_submit(&self) -> bool {
+        false
+    }
+
     /// Completions of operations submitted from now on need not signal, until
     /// [`Backend::arm`].
     fn disarm(&mut self) {}

@@ -66,6 +66,10 @@ impl Backend for Null {
         !self.completed.is_empty()
     }
 
+    fn completes_on_submit(&self) -> bool {
+        true
+    }
+
     fn notifier(&self) -> Option<&Arc<Notifier>> {
         None
     }

@@ -186,6 +186,30 @@ impl Table {
         Ok(())
     }
 
+    /// Puts a read or write of one segment into a free slot.
+    #[inline]
+    pub(crate) fn prepare_single(
+        &mut self,
+        slot: u16,
+        opcode: Opcode,
+        offset: u64,
+        segment: iovec,
+    ) -> Result<(), PrepareError> {
+        // usize is 64 bits at most.
+        let total = segment.iov_len as u64;
+        // As in `prepare_transfer`: the sum is below 2⁶³, and so is each.
+        offset
+            .checked_add(total)
+            .filter(|&end| i64::try_from(end).is_ok())
+            .ok_or(PrepareError::OffsetTooLarge)?;
+        *self.op_mut(slot) = Op {
+            count: u16::from(total > 0),
+            single: segment,
+            ..Op::new(opcode, offset, total)
+        };
+        Ok(())
+    }
+
     /// Puts an operation without memory into a free slot: an fdatasync (0, 0), or one on a range.
     pub(crate) fn prepare_range(
         &mut self,

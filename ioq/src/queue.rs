@@ -210,6 +210,14 @@ impl<O> IoQueue<O> {
                     .is_some_and(Workers::completions_pending))
     }
 
+    /// Whether operations are expected to have completed when the [`IoQueue::submit`] that hands them over
+    /// returns: the null engine's do, and those of Linux AIO where they lately have, as on tmpfs. A caller that
+    /// serves somebody else submits less at a time then, so that he need not wait for all of a large batch.
+    #[inline]
+    pub fn completes_on_submit(&self) -> bool {
+        self.backend.completes_on_submit()
+    }
+
     /// Whether [`IoQueue::reap`] would deliver or continue something: a few loads, no
     /// system call, made for polling. (Where the kernel's completion ring cannot be read, only
     /// `completion_fd` knows what the kernel has completed.)

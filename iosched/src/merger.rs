@@ -110,7 +110,8 @@ impl Merger {
     /// # Errors
     ///
     /// [`Full`]: [`unplug`](Self::unplug) first.
-    #[inline]
+    // Called, it would be given a request in memory, just written in parts and then read as a whole, which stalls.
+    #[inline(always)]
     pub fn plug(&mut self, request: Request) -> Result<(), Full> {
         let Some(place) = self.batch.get_mut(self.len) else {
             return Err(Full(request));

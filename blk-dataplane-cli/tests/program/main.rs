@@ -7,7 +7,6 @@ mod running;
 
 // The tests:
 mod activation;
-mod bench;
 mod idle;
 mod images;
 mod lifecycle;

@@ -3,7 +3,7 @@
 //!
 //! Soundness in one paragraph: a slot's iovecs are made here, by translating through a memory map,
 //! and the slot keeps that map with them; they are private, so nothing else can be in a slot. An
-//! operation is queued with an [`Owner`] that holds the same map (or the bounce buffer the iovec
+//! operation is queued with an [`Owner`] that holds the same map, its slot's own or one more reference (or the bounce buffer the iovec
 //! points into), and the I/O queue keeps the owner until the kernel is done with the operation. A
 //! map replaced meanwhile therefore stays mapped for as long as an operation points into it.
 
@@ -11,7 +11,9 @@
 #![expect(unsafe_code)]
 
 use std::ops::Range;
+use std::ptr;
 use std::rc::Rc;
+use std::slice;
 use std::sync::Arc;
 
 use hostmem::SigbusGuard;
@@ -33,6 +35,11 @@ pub(super) const MAX_SEGMENTS_PER_REQUEST: usize = 252;
 const SLOT_STRIDE: usize = MAX_SEGMENTS_PER_REQUEST;
 const _: () = assert!((SLOT_STRIDE * size_of::<iovec>()) / 64 % 2 == 1);
 const _: () = assert!((SLOT_STRIDE * size_of::<iovec>()).is_multiple_of(64));
+
+const NO_IOVEC: iovec = iovec {
+    iov_base: ptr::null_mut(),
+    iov_len: 0,
+};
 
 /// A memory map shared by everything in flight that points into it. `Rc` in front of the `Arc`: a
 /// request's references are counted on the data thread without a locked instruction.
@@ -72,8 +79,9 @@ pub(super) enum Owner<M> {
     /// Data straight from or to guest memory, for the request `first` and those linked to it.
     Guest {
         first: SlotId,
-        /// Keeps the memory that the iovecs point into mapped.
-        _memory: MemoryRef<M>,
+        /// Keeps the memory that the iovecs point into mapped. Of the first request it is its slot's, to be given
+        /// back ([`GuestBuffers::give_back`]).
+        memory: MemoryRef<M>,
     },
     /// Data in a bounce buffer, for one request. Boxed, so that owners are small: every operation moves one.
     Bounce {
@@ -117,6 +125,9 @@ impl Alignment {
 #[derive(Debug)]
 struct Slot<M> {
     count: usize,
+    /// The iovec and its guest address if there is one only, which is the rule: then the tables are not touched.
+    single: iovec,
+    address: u64,
     memory: Option<MemoryRef<M>>,
 }
 
@@ -142,6 +153,8 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
             slots: (0..slots)
                 .map(|_| Slot {
                     count: 0,
+                    single: NO_IOVEC,
+                    address: 0,
                     memory: None,
                 })
                 .collect(),
@@ -171,16 +184,13 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         {
             let iov_base = slice.ptr_guard_mut().as_ptr();
             if self.alignment.suits(iov_base, slice.len()) {
-                let base = slot.index() * SLOT_STRIDE;
-                self.iovecs[base] = iovec {
-                    iov_base: iov_base.cast(),
-                    iov_len: slice.len(),
-                };
-                self.addresses[base] = data.addr.0;
-                self.slots[slot.index()] = Slot {
-                    count: 1,
-                    memory: Some(memory.memory().clone()),
-                };
+                // Field by field: a whole one would be put together elsewhere and copied, which stalls.
+                let entry = &mut self.slots[slot.index()];
+                entry.count = 1;
+                entry.single.iov_base = iov_base.cast();
+                entry.single.iov_len = slice.len();
+                entry.address = data.addr.0;
+                entry.memory = Some(memory.memory().clone());
                 return Ok(1);
             }
         }
@@ -259,8 +269,24 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
             return Err(NotInPlace::Bounce);
         }
         entry.count = count;
+        (entry.single, entry.address) = (iovecs[0], addresses[0]);
         entry.memory = Some(memory.memory().clone());
         Ok(count)
+    }
+
+    /// A slot's iovecs and their guest addresses.
+    #[inline]
+    fn parts(&self, slot: SlotId) -> (&[iovec], &[u64]) {
+        let entry = &self.slots[slot.index()];
+        if entry.count == 1 {
+            return (
+                slice::from_ref(&entry.single),
+                slice::from_ref(&entry.address),
+            );
+        }
+        let base = slot.index() * SLOT_STRIDE;
+        let parts = base..base + entry.count;
+        (&self.iovecs[parts.clone()], &self.addresses[parts])
     }
 
     /// Keeps the map that a request without data of its own in a slot was popped under.
@@ -279,31 +305,31 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
     /// Whether any of a slot's memory has gone since it was filled. Slow: asked only after a loss.
     #[cold]
     pub(super) fn is_lost(&self, slot: SlotId) -> bool {
-        let base = slot.index() * SLOT_STRIDE;
-        self.iovecs[base..base + self.slots[slot.index()].count]
+        self.parts(slot)
+            .0
             .iter()
             .any(|iovec| SigbusGuard::is_lost(iovec.iov_base.cast(), iovec.iov_len))
     }
 
     /// Marks a slot's memory as written to, where its map keeps account of that. To be called after the
-    /// kernel is done and before the guest is told.
-    pub(super) fn mark_dirty(&self, slot: SlotId) {
+    /// kernel is done and before the guest is told. `hot` is of the slot's own map.
+    #[inline]
+    pub(super) fn mark_dirty(&self, slot: SlotId, hot: &mut HotRegion<'_, M>) {
         // A map without a bitmap has one of no size, and then this compiles to nothing.
         if size_of::<MS<'_, M>>() == 0 {
             return;
         }
         let entry = &self.slots[slot.index()];
-        let Some(memory) = &entry.memory else {
-            return;
-        };
-        let base = slot.index() * SLOT_STRIDE;
-        let parts = base..base + entry.count;
-        for (iovec, &addr) in self.iovecs[parts.clone()]
-            .iter()
-            .zip(&self.addresses[parts])
-        {
+        debug_assert!(
+            entry
+                .memory
+                .as_ref()
+                .is_none_or(|memory| memory.is(hot.memory()))
+        );
+        let (iovecs, addresses) = self.parts(slot);
+        for (iovec, &addr) in iovecs.iter().zip(addresses) {
             // Found before, and gone only if it was lost.
-            if let Ok(slice) = memory.map().get_slice(GuestAddress(addr), iovec.iov_len) {
+            if let Ok(slice) = hot.slice(GuestAddress(addr), iovec.iov_len) {
                 slice.bitmap().mark_dirty(0, iovec.iov_len);
             }
         }
@@ -317,31 +343,49 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
     }
 
     /// As [`queue`](Self::queue) for one slot.
-    #[inline]
+    #[inline(always)]
     pub(super) fn queue_one(
-        &self,
+        &mut self,
         queue: &mut IoQueue<Owner<M>>,
         transfer: Transfer,
         offset: u64,
         slot: SlotId,
     ) -> bool {
-        let entry = &self.slots[slot.index()];
-        let (1, Some(memory)) = (entry.count, &entry.memory) else {
+        let entry = &mut self.slots[slot.index()];
+        if entry.count != 1 {
             return self.queue(queue, transfer, offset, std::iter::once(slot));
+        }
+        // Moved and not cloned: every request would count the map's users up and down once more.
+        let Some(memory) = entry.memory.take() else {
+            return false;
         };
         let owner = Owner::Guest {
             first: slot,
-            _memory: memory.clone(),
+            memory,
         };
-        let segment = [self.iovecs[slot.index() * SLOT_STRIDE]];
+        let segment = entry.single;
         // SAFETY: as in `queue`.
         let queued = unsafe {
             match transfer {
-                Transfer::Read => queue.queue_readv(offset, segment, owner),
-                Transfer::Write => queue.queue_writev(offset, segment, WRITE, owner),
+                Transfer::Read => queue.queue_pread(offset, segment, owner),
+                Transfer::Write => queue.queue_pwrite(offset, segment, WRITE, owner),
             }
         };
-        queued.is_ok()
+        match queued {
+            Ok(()) => true,
+            Err(error) => {
+                if let Owner::Guest { memory, .. } = error.into_owner() {
+                    self.give_back(slot, memory);
+                }
+                false
+            }
+        }
+    }
+
+    /// Puts the map back that an operation has owned.
+    #[inline]
+    pub(super) fn give_back(&mut self, slot: SlotId, memory: MemoryRef<M>) {
+        self.slots[slot.index()].memory = Some(memory);
     }
 
     /// Queues one operation for the data of `slots`, back to back in the file from `offset`. The
@@ -372,14 +416,9 @@ impl<M: GuestMemoryBackend> GuestBuffers<M> {
         }
         let owner = Owner::Guest {
             first,
-            _memory: memory.clone(),
+            memory: memory.clone(),
         };
-        let iovecs = slots.flat_map(|slot| {
-            let base = slot.index() * SLOT_STRIDE;
-            self.iovecs[base..base + self.slots[slot.index()].count]
-                .iter()
-                .copied()
-        });
+        let iovecs = slots.flat_map(|slot| self.parts(slot).0.iter().copied());
         // SAFETY: `fill` translated each iovec through the map that the owner holds, so it stays
         // mapped, readable and writable until the owner is dropped, whatever happens to this table.
         // The guest may write to it at any time; the kernel copies, and nothing here reads it.
@@ -423,8 +462,8 @@ pub(super) fn queue_bounce<M>(
     // move it, and the owner comes back only when the kernel is done.
     let queued = unsafe {
         match transfer {
-            Transfer::Read => queue.queue_readv(offset, [segment], owner),
-            Transfer::Write => queue.queue_writev(offset, [segment], WRITE, owner),
+            Transfer::Read => queue.queue_pread(offset, segment, owner),
+            Transfer::Write => queue.queue_pwrite(offset, segment, WRITE, owner),
         }
     };
     queued.map_err(|error| match error.into_owner() {

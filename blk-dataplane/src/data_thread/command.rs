@@ -138,7 +138,10 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             }
             Command::StopQueue { index, reply } => match self.queue(index) {
                 // A second stop takes the first one's place; the first caller sees it dropped.
-                Some(queue) => queue.stopping = Some(reply),
+                Some(queue) => {
+                    queue.stopping = Some(reply);
+                    self.winding_up = true;
+                }
                 None => {
                     let _ = reply.send(None);
                 }
@@ -222,6 +225,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
         if let Some(place) = self.queues.get_mut(usize::from(index)) {
             *place = Some(Box::new(queue));
         }
+        self.count_running();
         self.update_write_through();
         Ok(())
     }
@@ -275,5 +279,6 @@ impl<M: GuestMemoryBackend> DataThread<M> {
 
     fn drain(&mut self, reply: Sender<()>, then: AfterDrain) {
         self.drains.push(Drain { reply, then });
+        self.winding_up = true;
     }
 }

@@ -20,7 +20,7 @@ use vring::{Chain, Head};
 
 use super::bounce::{Bounce, is_lost};
 use super::buffers::{
-    Alignment, GuestBuffers, MAX_SEGMENTS_PER_REQUEST, MemoryRef, NotInPlace, Owner, Transfer,
+    Alignment, GuestBuffers, MAX_SEGMENTS_PER_REQUEST, NotInPlace, Owner, Transfer,
 };
 use super::failures::Failures;
 use super::flush::Flushes;
@@ -176,19 +176,10 @@ struct Starting {
 
 /// Where requests come to their end: the guest's memory, looked up for all that end together, and whoever
 /// wants to know.
-pub(super) struct Ending<'a, M: GuestMemoryBackend, F> {
-    memory: HotRegion<'a, M>,
+struct Ending<'h, 'a, M: GuestMemoryBackend, F> {
+    /// Of the map in force, which most requests were popped under.
+    memory: &'h mut HotRegion<'a, M>,
     finished: F,
-}
-
-impl<'a, M: GuestMemoryBackend, F: FnMut(Finished)> Ending<'a, M, F> {
-    /// `memory` is the map in force, which most requests were popped under.
-    pub(super) fn new(memory: &'a MemoryRef<M>, finished: F) -> Self {
-        Self {
-            memory: HotRegion::new(memory),
-            finished,
-        }
-    }
 }
 
 impl<M: GuestMemoryBackend> Executor<M> {
@@ -536,45 +527,37 @@ impl<M: GuestMemoryBackend> Executor<M> {
     /// Takes what the kernel has finished and gives each request's end to `finished`. Returns how
     /// many operations came back. May queue follow-up operations: call [`submit`](Self::submit).
     /// `memory` is the map in force.
-    pub(super) fn reap(&mut self, memory: &MemoryRef<M>, finished: impl FnMut(Finished)) -> usize {
+    pub(super) fn reap(
+        &mut self,
+        memory: &mut HotRegion<'_, M>,
+        finished: impl FnMut(Finished),
+    ) -> usize {
         let Self {
             ioq,
+            buffers,
             transferred,
             done,
             failures,
             write_back,
             ..
         } = self;
-        let count = ioq.reap(|owner, result| {
-            if let (&Owner::Guest { first, .. }, Ok(_)) = (&owner, &result) {
-                // Its slot holds the map as well.
-                transferred.push(first);
-                return;
-            }
-            if let Err(error) = &result
-                && matches!(owner, Owner::Sync { .. })
-                // Any other, EAGAIN too, may be what the page cache has met when it wrote.
-                && error.errno() != Some(libc::EINTR)
-            {
-                // Before any of those that have come back with it is acted on.
-                write_back.note_failure();
-            }
-            let outcome = Outcome::of(&owner, &result);
-            // What the host cannot do at all is the guest's to know, and answered so.
-            if let Err(error) = &result
-                && outcome == Outcome::Failed
-            {
-                failures.note(error);
-            }
-            done.push_back((owner, outcome));
-        });
+        let count = ioq.reap(
+            #[inline(always)]
+            |owner, result| match owner {
+                Owner::Guest { first, memory } if result.is_ok() => {
+                    buffers.give_back(first, memory);
+                    transferred.push(first);
+                }
+                owner => note_done(owner, &result, write_back, failures, done),
+            },
+        );
         // Once for all that came back together.
         self.reaped = if self.done.is_empty() && self.transferred.is_empty() {
             None
         } else {
             self.clock.now()
         };
-        let mut ending = Ending::new(memory, finished);
+        let mut ending = Ending { memory, finished };
         let mut transferred = std::mem::take(&mut self.transferred);
         for first in transferred.drain(..) {
             let next = if self.write_through {
@@ -592,6 +575,33 @@ impl<M: GuestMemoryBackend> Executor<M> {
         }
         count
     }
+}
+
+/// Takes an operation that has come back and is not one of the many.
+#[inline(never)]
+fn note_done<M>(
+    owner: Owner<M>,
+    result: &Result<u64, IoError>,
+    write_back: &WriteBack,
+    failures: &mut Failures,
+    done: &mut VecDeque<(Owner<M>, Outcome)>,
+) {
+    if let Err(error) = result
+        && matches!(owner, Owner::Sync { .. })
+        // Any other, EAGAIN too, may be what the page cache has met when it wrote.
+        && error.errno() != Some(libc::EINTR)
+    {
+        // Before any of those that have come back with it is acted on.
+        write_back.note_failure();
+    }
+    let outcome = Outcome::of(&owner, result);
+    // What the host cannot do at all is the guest's to know, and answered so.
+    if let Err(error) = result
+        && outcome == Outcome::Failed
+    {
+        failures.note(error);
+    }
+    done.push_back((owner, outcome));
 }
 
 /// Address of the status byte, if the chain has any writable byte.

@@ -286,8 +286,7 @@ impl<M: GuestMemory> PackedQueue<M> {
             && !self.lost
         {
             self.stage(chain.id, len, chain.descriptors);
-            // One for each chain popped: never so many.
-            self.staged = self.staged.wrapping_add(1);
+            self.staged += 1;
         }
     }
 

@@ -4,50 +4,34 @@ use vm_memory::GuestMemory;
 
 use super::descriptor::Descriptor;
 use super::rings::SplitRings;
-use crate::chain::{Chain, Filling};
+use crate::chain::Chain;
 use crate::fault::ChainFault;
 use crate::indirect::IndirectTable;
 
-/// Collects the chain that starts at `head`, which is below the queue size. A chain that breaks a rule is left empty.
-#[inline(always)]
+/// Collects the chain that starts at `head`, which is below the queue size.
+#[inline]
 pub(super) fn walk<M: GuestMemory>(
     rings: &SplitRings<M>,
     indirect_desc: bool,
     head: u16,
     chain: &mut Chain,
 ) -> Result<(), ChainFault> {
+    chain.clear();
     let size = rings.size().get();
-    let table = rings.table();
-    let mut filling = chain.refill();
-    let direct = walk_table(
-        size,
-        head,
-        &mut filling,
-        |index| Ok(table.descriptor(index)),
-    );
-    let walked = match direct {
-        Ok(None) => Ok(()),
+    match walk_table(size, head, chain, |index| Ok(rings.descriptor(index)))? {
+        None => Ok(()),
         // After direct descriptors this is valid, as the chain's last (row D17). WRITE on it
         // means nothing (§2.7.5.3.2, row D16).
-        Ok(Some(indirect)) => {
-            walk_indirect(&**rings.memory(), indirect_desc, indirect, &mut filling)
-        }
-        Err(fault) => Err(fault),
-    };
-    match walked {
-        Ok(()) => filling.end(),
-        Err(_) => chain.clear(),
+        Some(indirect) => walk_indirect(&**rings.memory(), indirect_desc, indirect, chain),
     }
-    walked
 }
 
 /// Appends the buffers of the table that `descriptor` points to.
-#[inline(always)]
 fn walk_indirect<M: GuestMemory>(
     memory: &M,
     indirect_desc: bool,
     descriptor: Descriptor,
-    chain: &mut Filling<'_>,
+    chain: &mut Chain,
 ) -> Result<(), ChainFault> {
     if !indirect_desc {
         return Err(ChainFault::IndirectNotNegotiated);
@@ -78,11 +62,11 @@ fn walk_indirect<M: GuestMemory>(
 ///
 /// `read` loads a descriptor from guest memory; it is called once for each that is visited, with
 /// an index below `limit`, and everything is decided on what it returned (rows T1, T3).
-#[inline(always)]
+#[inline]
 fn walk_table(
     limit: u16,
     first: u16,
-    chain: &mut Filling<'_>,
+    chain: &mut Chain,
     mut read: impl FnMut(u16) -> Result<Descriptor, ChainFault>,
 ) -> Result<Option<Descriptor>, ChainFault> {
     let mut index = first;
@@ -129,7 +113,7 @@ mod tests {
     fn reads(table: &[Descriptor]) -> (Result<Option<Descriptor>, ChainFault>, Vec<u16>) {
         let mut chain = Chain::for_queue(QueueSize::new(u32::from(LIMIT)).unwrap());
         let mut asked = Vec::new();
-        let outcome = walk_table(LIMIT, 0, &mut chain.refill(), |index| {
+        let outcome = walk_table(LIMIT, 0, &mut chain, |index| {
             asked.push(index);
             Ok(table[usize::from(index)])
         });

@@ -59,6 +59,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         Started::Finished { head, used_len }
     }
 
+    #[inline(always)]
     pub(super) fn write_status(
         &self,
         memory: &mut HotRegion<'_, M>,

@@ -16,11 +16,12 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &mut self,
         owner: Owner<M>,
         outcome: Outcome,
-        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
+        ending: &mut Ending<'_, '_, M, impl FnMut(Finished)>,
     ) {
         let ok = outcome == Outcome::Done;
         match owner {
-            Owner::Guest { first, .. } => {
+            Owner::Guest { first, memory } => {
+                self.buffers.give_back(first, memory);
                 let single = self
                     .slots
                     .get(first)
@@ -77,7 +78,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 if let Some(memory) = self.buffers.memory(slot).cloned() {
                     let owner = Owner::Guest {
                         first: slot,
-                        _memory: memory,
+                        memory,
                     };
                     self.done.push_back((owner, Outcome::Failed));
                 }
@@ -90,7 +91,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &mut self,
         first: SlotId,
         outcome: Outcome,
-        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
+        ending: &mut Ending<'_, '_, M, impl FnMut(Finished)>,
     ) {
         let mut next = Some(first);
         while let Some(slot) = next {
@@ -104,15 +105,10 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &mut self,
         slot: SlotId,
         outcome: Outcome,
-        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
+        ending: &mut Ending<'_, '_, M, impl FnMut(Finished)>,
     ) -> Option<SlotId> {
         let request = self.slots.get(slot)?;
         let next = request.next;
-        // Of a read that failed too: part of it may have been written. Bounced data is copied through
-        // vm-memory, which marks it.
-        if self.marks_dirty && matches!(request.work, Work::Read) {
-            self.buffers.mark_dirty(slot);
-        }
         // The kernel may have gone on where the memory had not been noticed to be gone.
         let lost = SigbusGuard::losses() != request.losses && self.buffers.is_lost(slot);
         self.bytes_in_flight -= request.len;
@@ -129,10 +125,10 @@ impl<M: GuestMemoryBackend> Executor<M> {
         };
         match self.buffers.memory(slot) {
             Some(memory) if memory.is(ending.memory.memory()) => {
-                self.write_status(&mut ending.memory, request.status, status);
+                self.write_end(slot, request, status, ending.memory);
             }
             Some(older) => {
-                self.write_status(&mut HotRegion::new(older), request.status, status);
+                self.write_end(slot, request, status, &mut HotRegion::new(older));
             }
             None => debug_assert!(false, "a request in flight has its map"),
         }
@@ -148,6 +144,23 @@ impl<M: GuestMemoryBackend> Executor<M> {
             used_len,
         });
         next
+    }
+
+    /// What a request's end leaves in guest memory. `memory` is the request's own map.
+    #[inline]
+    fn write_end(
+        &self,
+        slot: SlotId,
+        request: &Request,
+        status: Status,
+        memory: &mut HotRegion<'_, M>,
+    ) {
+        // Of a read that failed too: part of it may have been written. Bounced data is copied through
+        // vm-memory, which marks it.
+        if self.marks_dirty && matches!(request.work, Work::Read) {
+            self.buffers.mark_dirty(slot, memory);
+        }
+        self.write_status(memory, request.status, status);
     }
 
     #[inline]

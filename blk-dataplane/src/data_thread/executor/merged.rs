@@ -39,7 +39,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
 fn queue_merged<M: GuestMemoryBackend>(
     merged: &Merged<'_>,
     slots: &mut Slots,
-    buffers: &GuestBuffers<M>,
+    buffers: &mut GuestBuffers<M>,
     ioq: &mut IoQueue<Owner<M>>,
     counters: &Counters,
     any_lost: bool,
@@ -76,13 +76,7 @@ fn queue_merged<M: GuestMemoryBackend>(
     } else if let Some(first) = ids.clone().next()
         && let Some(memory) = buffers.memory(first).cloned()
     {
-        done.push_back((
-            Owner::Guest {
-                first,
-                _memory: memory,
-            },
-            Outcome::Failed,
-        ));
+        done.push_back((Owner::Guest { first, memory }, Outcome::Failed));
     }
 }
 

@@ -70,7 +70,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         &mut self,
         first: SlotId,
         outcome: Outcome,
-        ending: &mut Ending<'_, M, impl FnMut(Finished)>,
+        ending: &mut Ending<'_, '_, M, impl FnMut(Finished)>,
     ) {
         let is_write = |request: &Request| matches!(request.work, Work::Write(_));
         let unstable = outcome == Outcome::Done

@@ -5,6 +5,7 @@ use vring::driver::{SplitDriver, SplitLayout};
 use vring::{QueueConfig, QueueSize, RingBase, RingFeatures, Segment, SplitQueue};
 
 use super::*;
+use crate::data_thread::buffers::MemoryRef;
 use crate::data_thread::peers::Desks;
 use crate::device::DeviceOptions;
 use crate::image::WearFiles;
@@ -116,7 +117,9 @@ impl Rig {
     fn reap(&mut self) -> Vec<u32> {
         let mut used = Vec::new();
         self.executor
-            .reap(&self.map, |finished| used.push(finished.used_len));
+            .reap(&mut HotRegion::new(&self.map), |finished| {
+                used.push(finished.used_len);
+            });
         used
     }
 
@@ -126,7 +129,10 @@ impl Rig {
         let mut owners = Vec::new();
         self.executor.ioq.reap(|owner, _| owners.push(owner));
         let mut used = Vec::new();
-        let mut ending = Ending::new(&self.map, |end: Finished| used.push(end.used_len));
+        let mut ending = Ending {
+            memory: &mut HotRegion::new(&self.map),
+            finished: |end: Finished| used.push(end.used_len),
+        };
         for owner in owners {
             self.executor.operation_done(owner, outcome, &mut ending);
         }
@@ -297,7 +303,10 @@ fn b30_write_through_writes_complete_behind_one_fdatasync_for_all_of_them() {
         owners.sort_by_key(|owner| matches!(owner, Owner::Sync { .. }));
         let sync = owners.pop().unwrap();
         let write = owners.pop().unwrap();
-        let mut nothing = Ending::new(&rig.map, |_| panic!("not stable"));
+        let mut nothing = Ending {
+            memory: &mut HotRegion::new(&rig.map),
+            finished: |_| panic!("not stable"),
+        };
         rig.executor
             .operation_done(write, Outcome::Done, &mut nothing);
         rig.submit();
@@ -306,7 +315,10 @@ fn b30_write_through_writes_complete_behind_one_fdatasync_for_all_of_them() {
         rig.executor.operation_done(
             sync,
             outcome_of(outcome),
-            &mut Ending::new(&rig.map, |_| ended += 1),
+            &mut Ending {
+                memory: &mut HotRegion::new(&rig.map),
+                finished: |_| ended += 1,
+            },
         );
         assert_eq!((ended, rig.status()), (3, status as u8));
         rig.submit();
@@ -377,8 +389,14 @@ fn discard_that_the_host_cannot_do_is_unsupported_and_one_that_fails_is_ioerr() 
         assert_eq!(owners.len(), 1, "one range at a time");
         let mut ended = 0;
         for owner in owners {
-            rig.executor
-                .operation_done(owner, outcome, &mut Ending::new(&rig.map, |_| ended += 1));
+            rig.executor.operation_done(
+                owner,
+                outcome,
+                &mut Ending {
+                    memory: &mut HotRegion::new(&rig.map),
+                    finished: |_| ended += 1,
+                },
+            );
         }
         // The second range is not tried any more.
         assert_eq!((ended, rig.status()), (1, status as u8));

@@ -342,7 +342,8 @@ impl Simulation {
                 if plan.mistake == Some(Mistake::NoWriteThrough) {
                     thread.thread.executor.set_write_through(false);
                 }
-                thread.thread.fetch_all();
+                let memory = thread.thread.memory.clone();
+                thread.thread.fetch_all(&mut HotRegion::new(&memory));
                 thread.next = Phase::Submit;
                 self.note_popped(number);
             }
@@ -355,7 +356,8 @@ impl Simulation {
                 }
             }
             Phase::Reap => {
-                thread.thread.reap();
+                let memory = thread.thread.memory.clone();
+                thread.thread.reap(&mut HotRegion::new(&memory));
                 thread.next = Phase::Publish;
             }
             Phase::Publish => {
