@@ -1,6 +1,6 @@
 # Each target is one script in ci/, which can as well be run by itself from any directory.
 
-.PHONY: help test test-fast lint doc demo crash soak fuzz fuzz-build fuzz-replay deny ci
+.PHONY: help test test-fast lint doc demo crash soak versus versus-peers fuzz fuzz-build fuzz-replay deny ci
 
 # How long `make fuzz` gives each target.
 SECONDS ?= 60
@@ -30,6 +30,12 @@ crash: ## Loss of power at ROUNDS times some 400 moments, all outcomes of each: 
 
 soak: ## SIGKILL to the program under load, ROUNDS times; each block and completion is checked: make soak ROUNDS=200
 	@ROUNDS=$(or $(ROUNDS),200) ci/soak.sh
+
+versus: ## This back-end and its peers side by side, into docs/performance.md: make versus ARGS='--rows null --rounds 3'
+	@ci/versus.sh $(ARGS)
+
+versus-peers: ## Fetches a newer qemu-storage-daemon for `make versus`, without installing it
+	@ci/versus-peers.sh
 
 fuzz: ## Runs each fuzz target for a minute, or as long as told: make fuzz SECONDS=1800
 	@ci/fuzz.sh $(SECONDS)

@@ -7,6 +7,7 @@ echo "== install-test-deps: tools the end-to-end tests run"
 # command:package that ships it in Debian and Ubuntu
 needed=(
     qemu-system-x86_64:qemu-system-x86 # the machine the guest runs in
+    qemu-storage-daemon:qemu-system-common # another back-end, for the load generator to measure
     fio:fio                            # copied into the guest: random writes, verified
     busybox:busybox-static             # the guest's userland, and cpio and depmod on the host
     mkfs.ext4:e2fsprogs                # copied into the guest; e2fsck checks the image on the host

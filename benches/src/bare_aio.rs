@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ioq::AlignedBuf;
 
 use crate::Error;
-use crate::fixture::BLOCK;
+use crate::transfer::Transfer;
 
 /// How completions are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,13 @@ pub(crate) enum Reap {
     Ring,
     /// With `io_getevents`, as most programs do.
     GetEvents,
+    /// From the mapped ring, and where that is empty with `io_getevents`, which sleeps: for disks, whose completions
+    /// take their time.
+    RingOrSleep,
 }
+
+/// Completions taken at once.
+pub(crate) const REAP_MAX: usize = 32;
 
 /// `struct io_event`.
 #[repr(C)]
@@ -52,6 +58,8 @@ struct RingHeader {
 const RING_MAGIC: u32 = 0xa10a_10a1;
 /// `IOCB_CMD_PREAD`.
 const CMD_PREAD: u16 = 0;
+/// `IOCB_CMD_PWRITE`.
+const CMD_PWRITE: u16 = 1;
 /// `IOCB_FLAG_RESFD`.
 const FLAG_RESFD: u32 = 1;
 
@@ -61,6 +69,7 @@ pub(crate) struct BareAio {
     /// On Linux a context's id is the address of its completion ring.
     ring: usize,
     reap: Reap,
+    transfer: Transfer,
     iocbs: Box<[libc::iocb]>,
     /// Of the batch.
     pointers: Vec<*mut libc::iocb>,
@@ -73,7 +82,13 @@ pub(crate) struct BareAio {
 
 impl BareAio {
     /// With `resfd` each completion also signals an eventfd, which nobody reads.
-    pub(crate) fn new(file: File, depth: u16, reap: Reap, resfd: bool) -> Result<Self, Error> {
+    pub(crate) fn new(
+        file: File,
+        transfer: Transfer,
+        depth: u16,
+        reap: Reap,
+        resfd: bool,
+    ) -> Result<Self, Error> {
         let mut context = 0;
         // SAFETY: `context` is writable and 0.
         let rc = unsafe {
@@ -87,45 +102,48 @@ impl BareAio {
             return Err(io::Error::last_os_error().into());
         }
         let depth = usize::from(depth);
-        let buffers: Option<Box<[AlignedBuf]>> =
-            (0..depth).map(|_| AlignedBuf::new(BLOCK, BLOCK)).collect();
+        let buffers = transfer.buffers(depth)?;
         let bare = Self {
             context,
             ring: usize::try_from(context)?,
             reap,
+            transfer,
             // SAFETY: plain integers, for which zero is a value.
             iocbs: vec![unsafe { std::mem::zeroed() }; depth].into_boxed_slice(),
             pointers: Vec::with_capacity(depth),
             free: (0..depth).collect(),
-            buffers: buffers.ok_or("no memory for buffers")?,
+            buffers,
             file,
             resfd: resfd.then(nix::sys::eventfd::EventFd::new).transpose()?,
         };
-        if reap == Reap::Ring && bare.ring().magic != RING_MAGIC {
+        if reap != Reap::GetEvents && bare.ring().magic != RING_MAGIC {
             return Err("the kernel maps no completion ring".into());
         }
         Ok(bare)
     }
 
-    /// Puts a read of block `number` into the batch. False: no slot is free.
+    /// Puts the transfer of block `number` into the batch, and returns its slot. None: no slot is free.
     #[inline]
-    pub(crate) fn queue(&mut self, number: u64) -> bool {
-        let Some(slot) = self.free.pop() else {
-            return false;
-        };
+    pub(crate) fn queue(&mut self, number: u64) -> Option<usize> {
+        let slot = self.free.pop()?;
         let iocb = &mut self.iocbs[slot];
         iocb.aio_data = slot as u64;
-        iocb.aio_lio_opcode = CMD_PREAD;
+        iocb.aio_lio_opcode = if self.transfer.write {
+            CMD_PWRITE
+        } else {
+            CMD_PREAD
+        };
         iocb.aio_fildes = self.file.as_raw_fd().cast_unsigned();
         iocb.aio_buf = self.buffers[slot].as_mut_ptr().expose_provenance() as u64;
-        iocb.aio_nbytes = BLOCK as u64;
-        iocb.aio_offset = (number * BLOCK as u64).cast_signed();
+        let len = self.transfer.len as u64;
+        iocb.aio_nbytes = len;
+        iocb.aio_offset = (number * len).cast_signed();
         if let Some(resfd) = &self.resfd {
             iocb.aio_flags = FLAG_RESFD;
             iocb.aio_resfd = resfd.as_raw_fd().cast_unsigned();
         }
         self.pointers.push(ptr::from_mut(iocb));
-        true
+        Some(slot)
     }
 
     /// Submits the batch.
@@ -154,25 +172,34 @@ impl BareAio {
         }
     }
 
-    /// Hands out what has completed: the first word of each block.
+    /// Hands out what has completed, at most [`REAP_MAX`] at a time: the slot and the first word of each block.
     #[inline]
-    pub(crate) fn reap(&mut self, mut complete: impl FnMut(u64)) -> Result<usize, Error> {
-        let mut events = [IoEvent::default(); 32];
+    pub(crate) fn reap(&mut self, mut complete: impl FnMut(usize, u64)) -> Result<usize, Error> {
+        let mut events = [IoEvent::default(); REAP_MAX];
         let count = match self.reap {
             Reap::Ring => self.take(&mut events),
             Reap::GetEvents => self.get_events(&mut events)?,
+            Reap::RingOrSleep => match self.take(&mut events) {
+                0 => self.get_events(&mut events)?,
+                count => count,
+            },
         };
         for event in &events[..count] {
-            if usize::try_from(event.res) != Ok(BLOCK) {
-                return Err(format!("a read gave {}", event.res).into());
+            if usize::try_from(event.res) != Ok(self.transfer.len) {
+                return Err(format!("a transfer gave {}", event.res).into());
             }
             let slot = usize::try_from(event.data)?;
             let mut word = [0; 8];
             word.copy_from_slice(&self.buffers[slot][..8]);
-            complete(u64::from_le_bytes(word));
+            complete(slot, u64::from_le_bytes(word));
             self.free.push(slot);
         }
         Ok(count)
+    }
+
+    /// Whether nothing is in flight.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.free.len() == self.iocbs.len()
     }
 
     fn ring(&self) -> &RingHeader {

@@ -11,7 +11,7 @@ use io_uring::{IoUring, opcode, types};
 use ioq::AlignedBuf;
 
 use crate::Error;
-use crate::fixture::BLOCK;
+use crate::transfer::Transfer;
 
 pub(crate) struct BareUring {
     // Before the buffers: dropped first.
@@ -20,6 +20,7 @@ pub(crate) struct BareUring {
     free: Vec<usize>,
     buffers: Box<[AlignedBuf]>,
     in_flight: usize,
+    transfer: Transfer,
     _file: File,
 }
 
@@ -30,39 +31,47 @@ impl std::fmt::Debug for BareUring {
 }
 
 impl BareUring {
-    pub(crate) fn new(file: File, depth: u16) -> Result<Self, Error> {
+    pub(crate) fn new(file: File, transfer: Transfer, depth: u16) -> Result<Self, Error> {
         let ring = IoUring::builder()
             .setup_coop_taskrun()
             .setup_taskrun_flag()
             .build(u32::from(depth))?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         let depth = usize::from(depth);
-        let buffers: Option<Box<[AlignedBuf]>> =
-            (0..depth).map(|_| AlignedBuf::new(BLOCK, BLOCK)).collect();
+        let buffers = transfer.buffers(depth)?;
         Ok(Self {
             ring,
             free: (0..depth).collect(),
-            buffers: buffers.ok_or("no memory for buffers")?,
+            buffers,
             in_flight: 0,
+            transfer,
             _file: file,
         })
     }
 
-    /// Puts a read of block `number` into the batch. False: no slot is free.
+    /// Puts the transfer of block `number` into the batch, and returns its slot. None: no slot is free.
     #[inline]
-    pub(crate) fn queue(&mut self, number: u64) -> bool {
-        let Some(slot) = self.free.pop() else {
-            return false;
-        };
+    pub(crate) fn queue(&mut self, number: u64) -> Option<usize> {
+        let slot = self.free.pop()?;
         let buffer = self.buffers[slot].as_mut_ptr();
-        let len = u32::try_from(BLOCK).unwrap_or(0);
-        let entry = opcode::Read::new(types::Fixed(0), buffer, len)
-            .offset(number * BLOCK as u64)
-            .build()
-            .user_data(slot as u64);
+        let len = u32::try_from(self.transfer.len).unwrap_or(0);
+        let (file, offset) = (types::Fixed(0), number * self.transfer.len as u64);
+        let entry = if self.transfer.write {
+            opcode::Write::new(file, buffer, len).offset(offset).build()
+        } else {
+            opcode::Read::new(file, buffer, len).offset(offset).build()
+        };
+        let entry = entry.user_data(slot as u64);
         // SAFETY: the buffer stays where it is until the ring is quiet; each slot is used once at a
         // time.
-        unsafe { self.ring.submission().push(&entry) }.is_ok()
+        unsafe { self.ring.submission().push(&entry) }.ok()?;
+        Some(slot)
+    }
+
+    /// Sleeps until something has completed.
+    pub(crate) fn wait(&mut self) -> Result<(), Error> {
+        self.ring.submit_and_wait(1)?;
+        Ok(())
     }
 
     /// Submits the batch.
@@ -78,21 +87,21 @@ impl BareUring {
         }
     }
 
-    /// Hands out what has completed: the first word of each block.
+    /// Hands out what has completed: the slot and the first word of each block.
     #[inline]
-    pub(crate) fn reap(&mut self, mut complete: impl FnMut(u64)) -> Result<usize, Error> {
+    pub(crate) fn reap(&mut self, mut complete: impl FnMut(usize, u64)) -> Result<usize, Error> {
         if self.ring.submission().taskrun() {
             self.ring.submit()?;
         }
         let mut count = 0;
         for entry in self.ring.completion() {
-            if usize::try_from(entry.result()) != Ok(BLOCK) {
-                return Err(format!("a read gave {}", entry.result()).into());
+            if usize::try_from(entry.result()) != Ok(self.transfer.len) {
+                return Err(format!("a transfer gave {}", entry.result()).into());
             }
             let slot = usize::try_from(entry.user_data())?;
             let mut word = [0; 8];
             word.copy_from_slice(&self.buffers[slot][..8]);
-            complete(u64::from_le_bytes(word));
+            complete(slot, u64::from_le_bytes(word));
             self.free.push(slot);
             count += 1;
         }

@@ -16,6 +16,7 @@ mod bare_uring;
 pub mod disk;
 pub mod figures;
 pub mod fixture;
+pub mod floor;
 pub mod instructions;
 pub mod lookups;
 mod processors;
@@ -23,6 +24,8 @@ pub mod reads;
 pub mod rings;
 pub mod rounds;
 pub mod syscalls;
+mod transfer;
+pub mod versus;
 pub mod workload;
 
 /// Any failure to set a bench up: it ends the bench with its message.

@@ -9,6 +9,7 @@ use crate::Error;
 use crate::bare_aio::{BareAio, Reap};
 use crate::bare_uring::BareUring;
 use crate::fixture::{BLOCK, BlockFile, Random};
+use crate::transfer::Transfer;
 
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,12 @@ impl Reader {
         Self::BareUring,
     ];
 }
+
+/// What the bare loops do.
+const BLOCKS: Transfer = Transfer {
+    len: BLOCK,
+    write: false,
+};
 
 /// Reads in flight at a time, completed but not yet taken ones included.
 pub const DEPTH: u16 = 32;
@@ -110,11 +117,13 @@ impl Reads {
                     buffers: buffers.ok_or("no memory for buffers")?,
                 }
             }
-            Reader::BareUring => Engine::BareUring(BareUring::new(handle, depth)?),
-            Reader::Bare => Engine::Bare(BareAio::new(handle, depth, Reap::Ring, false)?),
-            Reader::BareEventFd => Engine::Bare(BareAio::new(handle, depth, Reap::Ring, true)?),
+            Reader::BareUring => Engine::BareUring(BareUring::new(handle, BLOCKS, depth)?),
+            Reader::Bare => Engine::Bare(BareAio::new(handle, BLOCKS, depth, Reap::Ring, false)?),
+            Reader::BareEventFd => {
+                Engine::Bare(BareAio::new(handle, BLOCKS, depth, Reap::Ring, true)?)
+            }
             Reader::BareGetEvents => {
-                Engine::Bare(BareAio::new(handle, depth, Reap::GetEvents, false)?)
+                Engine::Bare(BareAio::new(handle, BLOCKS, depth, Reap::GetEvents, false)?)
             }
         };
         Ok(Self {
@@ -186,11 +195,11 @@ impl Engine {
             }
             Self::Bare(bare) => bare
                 .queue(number)
-                .then_some(())
+                .map(|_| ())
                 .ok_or_else(|| "no slot is free".into()),
             Self::BareUring(bare) => bare
                 .queue(number)
-                .then_some(())
+                .map(|_| ())
                 .ok_or_else(|| "no slot is free".into()),
         }
     }
@@ -230,8 +239,8 @@ impl Engine {
                 }
                 count
             }
-            Self::Bare(bare) => bare.reap(|word| *sum = sum.wrapping_add(word))?,
-            Self::BareUring(bare) => bare.reap(|word| *sum = sum.wrapping_add(word))?,
+            Self::Bare(bare) => bare.reap(|_, word| *sum = sum.wrapping_add(word))?,
+            Self::BareUring(bare) => bare.reap(|_, word| *sum = sum.wrapping_add(word))?,
         };
         Ok(count as u64)
     }

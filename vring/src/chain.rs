@@ -44,14 +44,22 @@ pub struct Segment {
 ///
 /// The default is one without room, which takes no memory and holds no chain but the empty one: for
 /// [`std::mem::take`] to leave behind where the storage is a field of what serves the request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chain {
     segments: Box<[Segment]>,
     used: usize,
+    /// Segments before the first writable one.
     readable: usize,
-    readable_len: u64,
-    /// Both directions; at most `MAX_CHAIN_BYTES`.
-    total_len: u64,
+    /// Of `MAX_CHAIN_BYTES`, what those have left.
+    readable_left: u64,
+    /// Of `MAX_CHAIN_BYTES`, what all have left.
+    bytes_left: u64,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self::in_storage(Box::default())
+    }
 }
 
 impl Chain {
@@ -63,12 +71,16 @@ impl Chain {
             len: 0,
         };
         let capacity = Self::capacity_for(size.get());
+        Self::in_storage(vec![empty; capacity].into_boxed_slice())
+    }
+
+    fn in_storage(segments: Box<[Segment]>) -> Self {
         Self {
-            segments: vec![empty; capacity].into_boxed_slice(),
+            segments,
             used: 0,
             readable: 0,
-            readable_len: 0,
-            total_len: 0,
+            readable_left: MAX_CHAIN_BYTES,
+            bytes_left: MAX_CHAIN_BYTES,
         }
     }
 
@@ -92,13 +104,13 @@ impl Chain {
     /// Bytes in [`readable`](Self::readable); readable and writable together are at most 2^32.
     #[inline]
     pub const fn readable_len(&self) -> u64 {
-        self.readable_len
+        MAX_CHAIN_BYTES - self.readable_left
     }
 
     /// Bytes in [`writable`](Self::writable); readable and writable together are at most 2^32.
     #[inline]
     pub const fn writable_len(&self) -> u64 {
-        self.total_len - self.readable_len
+        self.readable_left - self.bytes_left
     }
 
     /// Forgets the segments, keeps the storage.
@@ -106,46 +118,20 @@ impl Chain {
     pub const fn clear(&mut self) {
         self.used = 0;
         self.readable = 0;
-        self.readable_len = 0;
-        self.total_len = 0;
+        self.readable_left = MAX_CHAIN_BYTES;
+        self.bytes_left = MAX_CHAIN_BYTES;
     }
 
-    /// Appends one buffer of the walk, checking what holds for a chain as a whole.
-    #[inline]
-    pub(crate) fn append(
-        &mut self,
-        address: u64,
-        len: u32,
-        writable: bool,
-    ) -> Result<(), ChainFault> {
-        // Zero length is not forbidden; it describes nothing (row D8).
-        if len == 0 {
-            return Ok(());
+    /// Begins a chain anew.
+    #[inline(always)]
+    pub(crate) const fn refill(&mut self) -> Filling<'_> {
+        self.readable = 0;
+        self.readable_left = MAX_CHAIN_BYTES;
+        Filling {
+            used: 0,
+            bytes_left: MAX_CHAIN_BYTES,
+            chain: self,
         }
-        if address.checked_add(u64::from(len)).is_none() {
-            return Err(ChainFault::BufferOverflow { address, len });
-        }
-        let total_len = self.total_len + u64::from(len);
-        if total_len > MAX_CHAIN_BYTES {
-            return Err(ChainFault::TooManyBytes);
-        }
-        let Some(slot) = self.segments.get_mut(self.used) else {
-            return Err(ChainFault::StorageTooSmall);
-        };
-        if !writable {
-            if self.readable != self.used {
-                return Err(ChainFault::ReadableAfterWritable);
-            }
-            self.readable += 1;
-            self.readable_len = total_len;
-        }
-        *slot = Segment {
-            addr: GuestAddress(address),
-            len,
-        };
-        self.used += 1;
-        self.total_len = total_len;
-        Ok(())
     }
 
     /// Gathers readable bytes from `offset` on into `buf`, whatever buffers they are split over,
@@ -198,6 +184,66 @@ impl Chain {
             }
         }
         Ok(completed)
+    }
+}
+
+/// A chain in the making.
+///
+/// What changes with each descriptor is kept here and not beside the storage, so that the compiler has it in registers
+/// from one to the next. Hence the inlining: a call would want it in memory.
+pub(crate) struct Filling<'a> {
+    chain: &'a mut Chain,
+    used: usize,
+    bytes_left: u64,
+}
+
+impl Filling<'_> {
+    /// Appends one buffer of the walk, checking what holds for a chain as a whole.
+    #[inline(always)]
+    pub(crate) fn append(
+        &mut self,
+        address: u64,
+        len: u32,
+        writable: bool,
+    ) -> Result<(), ChainFault> {
+        // Zero length is not forbidden; it describes nothing (row D8).
+        if len == 0 {
+            return Ok(());
+        }
+        let bytes = u64::from(len);
+        if address.checked_add(bytes).is_none() {
+            return Err(ChainFault::BufferOverflow { address, len });
+        }
+        let Some(bytes_left) = self.bytes_left.checked_sub(bytes) else {
+            return Err(ChainFault::TooManyBytes);
+        };
+        let chain = &mut *self.chain;
+        let Some(segment) = chain.segments.get_mut(self.used) else {
+            return Err(ChainFault::StorageTooSmall);
+        };
+        // At most the number of segments.
+        let used = self.used.wrapping_add(1);
+        if !writable {
+            if chain.readable != self.used {
+                return Err(ChainFault::ReadableAfterWritable);
+            }
+            chain.readable = used;
+            chain.readable_left = bytes_left;
+        }
+        *segment = Segment {
+            addr: GuestAddress(address),
+            len,
+        };
+        self.used = used;
+        self.bytes_left = bytes_left;
+        Ok(())
+    }
+
+    /// The chain is what was appended.
+    #[inline(always)]
+    pub(crate) const fn end(self) {
+        self.chain.used = self.used;
+        self.chain.bytes_left = self.bytes_left;
     }
 }
 
@@ -268,6 +314,20 @@ mod tests {
 
     fn chain() -> Chain {
         Chain::for_queue(QueueSize::new(4).unwrap())
+    }
+
+    impl Chain {
+        /// Goes on where the last one ended.
+        fn append(&mut self, address: u64, len: u32, writable: bool) -> Result<(), ChainFault> {
+            let mut filling = Filling {
+                used: self.used,
+                bytes_left: self.bytes_left,
+                chain: self,
+            };
+            let appended = filling.append(address, len, writable);
+            filling.end();
+            appended
+        }
     }
 
     #[test]

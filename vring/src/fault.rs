@@ -147,7 +147,7 @@ pub enum RingFault {
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PopError {
-    /// One chain is broken. Push `head` back with length 0; the ring goes on.
+    /// One chain is broken, and its storage left empty. Push `head` back with length 0; the ring goes on.
     #[error("descriptor chain {}: {fault}", head.index())]
     Chain {
         /// The chain's head, to be pushed with length 0.

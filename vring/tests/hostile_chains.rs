@@ -13,6 +13,8 @@ fn returned(features: RingFeatures, descriptors: &[(u64, u32, u16)], fault: Chai
     let mut rig = Rig::new(8, features);
     rig.offer_raw(descriptors);
     assert_eq!(rig.chain_fault(), fault, "{features:?}");
+    let (readable, writable) = (rig.chain.readable(), rig.chain.writable());
+    assert!(readable.is_empty() && writable.is_empty(), "{features:?}");
     assert_eq!(rig.guest.free(), 8);
     rig.assert_ring_goes_on();
 }

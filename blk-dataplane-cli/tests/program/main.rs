@@ -7,6 +7,7 @@ mod running;
 
 // The tests:
 mod activation;
+mod bench;
 mod idle;
 mod images;
 mod lifecycle;

@@ -374,7 +374,17 @@ fn choose_shape(
     let can_indirect = features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0;
     let indirect = options.indirect || (!fits(&direct) && can_indirect);
     let shape = Shape { indirect, ..direct };
-    if !fits(&shape) || shape.descriptors() > u32::from(u16::MAX) {
+    // No chain may be longer than the ring, those of a table included (virtio 1.3 §2.7.5.3.1, §2.8.19).
+    if shape.descriptors() > largest {
+        let reason = format!(
+            "{} bytes are {} descriptors where one has at most {size_max} bytes (VIRTIO_BLK_F_SIZE_MAX), more than a \
+             ring of {largest} holds; give less",
+            options.bs,
+            shape.descriptors()
+        );
+        return Err(LoadError::option("--bs", reason));
+    }
+    if !fits(&shape) {
         let reason = format!(
             "{} requests of {} descriptors each are more than a ring of {largest} holds; give less --iodepth or more \
              --queue-size",
@@ -383,7 +393,7 @@ fn choose_shape(
         );
         return Err(LoadError::option("--iodepth", reason));
     }
-    let needed = needs(&shape).unwrap_or(u32::MAX);
+    let needed = needs(&shape).unwrap_or(u32::MAX).max(shape.descriptors());
     let size = match options.queue_size {
         Some(size) => size.into(),
         None => needed.next_power_of_two().max(QUEUE_SIZE_MIN),

@@ -286,7 +286,8 @@ impl<M: GuestMemory> PackedQueue<M> {
             && !self.lost
         {
             self.stage(chain.id, len, chain.descriptors);
-            self.staged += 1;
+            // One for each chain popped: never so many.
+            self.staged = self.staged.wrapping_add(1);
         }
     }
 

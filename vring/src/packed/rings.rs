@@ -5,6 +5,8 @@
 #![expect(unsafe_code)]
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -33,7 +35,7 @@ pub(crate) struct PackedRings<M> {
     size: QueueSize,
     /// The queue size less one, which masks a position: no subtraction that could overflow, and
     /// so no check, for each.
-    mask: u16,
+    mask: usize,
     addresses: RingAddresses,
     memory: Arc<M>,
 }
@@ -89,7 +91,7 @@ impl<M: GuestMemory> PackedRings<M> {
                 Permissions::Write,
             )?,
             size,
-            mask: size.get() - 1,
+            mask: usize::from(size.get()) - 1,
             addresses,
             memory,
         })
@@ -135,9 +137,18 @@ impl<M: GuestMemory> PackedRings<M> {
     /// Relaxed: ordered after the first one's flags by the acquire in `tail`.
     #[inline]
     pub(crate) fn later(&self, index: u16) -> (Tail, u64) {
-        let [address, tail] = self.halves(index);
-        let tail = Tail::from_word(tail.load(Ordering::Relaxed));
-        (tail, u64::from_le(address.load(Ordering::Relaxed)))
+        self.table().later(index)
+    }
+
+    /// The descriptors. A value of its own, which no store to elsewhere can change, so that the
+    /// compiler reads pointer and mask once for a chain.
+    #[inline]
+    pub(crate) const fn table(&self) -> DescriptorTable<'_> {
+        DescriptorTable {
+            base: self.descriptors.base(),
+            mask: self.mask,
+            _rings: PhantomData,
+        }
     }
 
     /// Writes everything but the address of the descriptor at `index` modulo the queue size, to
@@ -202,7 +213,7 @@ impl<M: GuestMemory> PackedRings<M> {
     /// `index` modulo the queue size.
     #[inline]
     const fn slot(&self, index: u16) -> usize {
-        (index & self.mask) as usize
+        index as usize & self.mask
     }
 
     /// The descriptor at `index` modulo the queue size.
@@ -211,6 +222,28 @@ impl<M: GuestMemory> PackedRings<M> {
         // SAFETY: the masked slot is below the queue size the area was translated for; entries
         // are 16 bytes in a 16-aligned ring; `self.memory` is borrowed.
         unsafe { self.descriptors.entry(self.slot(index) * DESCRIPTOR_LEN) }
+    }
+}
+
+/// The descriptors of a ring, for as long as that is borrowed.
+#[derive(Clone, Copy)]
+pub(crate) struct DescriptorTable<'a> {
+    base: NonNull<u8>,
+    mask: usize,
+    _rings: PhantomData<&'a ()>,
+}
+
+impl DescriptorTable<'_> {
+    /// As [`PackedRings::later`].
+    #[inline(always)]
+    pub(crate) fn later(self, index: u16) -> (Tail, u64) {
+        let offset = (usize::from(index) & self.mask) * DESCRIPTOR_LEN;
+        // SAFETY: the masked slot is below the queue size the area was translated for; entries
+        // are 16 bytes in a 16-aligned ring; the rings, and with them the memory, are borrowed.
+        // The host side accesses the entries through atomics only.
+        let [address, tail]: &[AtomicU64; 2] = unsafe { self.base.add(offset).cast().as_ref() };
+        let tail = Tail::from_word(tail.load(Ordering::Relaxed));
+        (tail, u64::from_le(address.load(Ordering::Relaxed)))
     }
 }
 

@@ -4,7 +4,7 @@ use vm_memory::GuestMemory;
 
 use super::descriptor::Tail;
 use super::rings::PackedRings;
-use crate::chain::Chain;
+use crate::chain::{Chain, Filling};
 use crate::fault::ChainFault;
 use crate::indirect::IndirectTable;
 use crate::reclaim::RingDescriptor;
@@ -28,7 +28,7 @@ pub(super) enum Broken {
 }
 
 /// Collects the chain that starts at `index` with `first`, which was read already, and that takes
-/// at most `limit` descriptors.
+/// at most `limit` descriptors. One that breaks a rule is left empty.
 #[inline]
 pub(super) fn walk<M: GuestMemory>(
     rings: &PackedRings<M>,
@@ -38,10 +38,11 @@ pub(super) fn walk<M: GuestMemory>(
     limit: u16,
     chain: &mut Chain,
 ) -> Result<Walked, Broken> {
-    chain.clear();
     if limit == 0 {
+        chain.clear();
         return Err(Broken::Endless);
     }
+    let mut filling = chain.refill();
     let address = rings.address(index);
     if first.is_indirect() && !first.has_next() {
         let walked = Walked {
@@ -49,28 +50,56 @@ pub(super) fn walk<M: GuestMemory>(
             id: first.id,
         };
         let fault = if indirect_desc {
-            match walk_table(&**rings.memory(), first, address, chain) {
-                Ok(()) => return Ok(walked),
+            match walk_table(&**rings.memory(), first, address, &mut filling) {
+                Ok(()) => {
+                    filling.end();
+                    return Ok(walked);
+                }
                 Err(fault) => fault,
             }
         } else {
             ChainFault::IndirectNotNegotiated
         };
+        chain.clear();
         return Err(Broken::Chain { walked, fault });
     }
-    walk_ring(indirect_desc, first, address, limit, chain, |ahead| {
-        rings.later(index.wrapping_add(ahead))
-    })
+    let table = rings.table();
+    let read = |ahead| table.later(index.wrapping_add(ahead));
+    match walk_ring(indirect_desc, first, address, limit, &mut filling, read) {
+        Ok(walked) => {
+            filling.end();
+            Ok(walked)
+        }
+        Err(broken) => {
+            chain.clear();
+            Err(broken)
+        }
+    }
 }
 
-/// Collects the chain of `descriptors`, which somebody else has read. It must end with the last.
+/// Collects the chain of `descriptors`, which somebody else has read. It must end with the last. One that breaks a rule
+/// is left empty.
 pub(super) fn walk_list<M: GuestMemory>(
     memory: &M,
     indirect_desc: bool,
     descriptors: &[RingDescriptor],
     chain: &mut Chain,
 ) -> Result<Walked, Broken> {
-    chain.clear();
+    let mut filling = chain.refill();
+    let walked = walk_listed(memory, indirect_desc, descriptors, &mut filling);
+    match walked {
+        Ok(_) => filling.end(),
+        Err(_) => chain.clear(),
+    }
+    walked
+}
+
+fn walk_listed<M: GuestMemory>(
+    memory: &M,
+    indirect_desc: bool,
+    descriptors: &[RingDescriptor],
+    chain: &mut Filling<'_>,
+) -> Result<Walked, Broken> {
     let tail = |descriptor: &RingDescriptor| {
         let RingDescriptor {
             address,
@@ -107,7 +136,7 @@ fn walk_table<M: GuestMemory>(
     memory: &M,
     tail: Tail,
     address: u64,
-    chain: &mut Chain,
+    chain: &mut Filling<'_>,
 ) -> Result<(), ChainFault> {
     match IndirectTable::find(memory, address, tail.len)? {
         IndirectTable::Aligned(table) => {
@@ -130,8 +159,8 @@ fn walk_table<M: GuestMemory>(
 /// Appends the buffer of an entry of an indirect table, which are all part of the chain, one after
 /// the other: NEXT and INDIRECT, as all flags but WRITE, are reserved and ignored, and so is the id
 /// (§2.8.7).
-#[inline]
-fn append_entry([address, tail]: [u64; 2], chain: &mut Chain) -> Result<(), ChainFault> {
+#[inline(always)]
+fn append_entry([address, tail]: [u64; 2], chain: &mut Filling<'_>) -> Result<(), ChainFault> {
     let tail = Tail::from_word(tail);
     chain.append(u64::from_le(address), tail.len, tail.is_writable())
 }
@@ -142,18 +171,20 @@ fn append_entry([address, tail]: [u64; 2], chain: &mut Chain) -> Result<(), Chai
 /// each that is visited, in order, and everything is decided on what it returned (row T1). Whether
 /// those are marked available is not asked: the driver wrote them before it handed the first over
 /// (§2.8.6), or it is wrong and the device reads what there is.
-#[inline]
+#[inline(always)]
 fn walk_ring(
     indirect_desc: bool,
     first: Tail,
     address: u64,
     limit: u16,
-    chain: &mut Chain,
+    chain: &mut Filling<'_>,
     mut read: impl FnMut(u16) -> (Tail, u64),
 ) -> Result<Walked, Broken> {
-    let (mut tail, mut address) = (first, address);
+    // As the word it was read in: one register from one descriptor to the next, and the id is taken out at the end.
+    let (mut word, mut address) = (first.to_word(), address);
     let mut descriptors = 1;
     loop {
+        let tail = Tail::from_word(word);
         let appended = if tail.is_indirect() {
             Err(misplaced(indirect_desc, tail))
         } else {
@@ -171,7 +202,8 @@ fn walk_ring(
         if descriptors == limit {
             return Err(Broken::Endless);
         }
-        (tail, address) = read(descriptors);
+        let (next, at) = read(descriptors);
+        (word, address) = (next.to_word(), at);
         descriptors = descriptors.wrapping_add(1);
     }
 }
@@ -232,7 +264,7 @@ mod tests {
     fn reads(ring: &[Tail]) -> (Result<Walked, Broken>, Vec<u16>) {
         let mut chain = Chain::for_queue(QueueSize::try_from(LIMIT).unwrap());
         let mut asked = Vec::new();
-        let outcome = walk_ring(true, ring[0], 0x1000, LIMIT, &mut chain, |ahead| {
+        let outcome = walk_ring(true, ring[0], 0x1000, LIMIT, &mut chain.refill(), |ahead| {
             asked.push(ahead);
             (ring[usize::from(ahead)], 0x1000)
         });

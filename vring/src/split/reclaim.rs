@@ -2,8 +2,8 @@
 
 use vm_memory::GuestMemory;
 
-use super::SplitQueue;
 use super::walk::walk;
+use super::{NONE, SplitQueue};
 use crate::chain::Chain;
 use crate::head::Head;
 use crate::reclaim::ReclaimError;
@@ -22,7 +22,7 @@ impl<M: GuestMemory> SplitQueue<M> {
             return Err(ReclaimError::Impossible);
         }
         // Not one that `unpop` may take back: that would move the position.
-        self.latest = None;
+        self.latest = NONE;
         let indirect_desc = self.features.indirect_desc;
         let walked = walk(&self.rings, indirect_desc, head, chain);
         let head = Head::new(head);

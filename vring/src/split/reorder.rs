@@ -6,7 +6,7 @@ use vm_memory::GuestMemory;
 use super::SplitQueue;
 
 impl<M: GuestMemory> SplitQueue<M> {
-    /// Takes a head that the bitmap of those in flight has refused: because there is no bitmap, with
+    /// Takes a head that `in_flight` has refused: because it has no room, with
     /// `VIRTIO_F_IN_ORDER`. False if it is in flight, or waits for its turn to be given back and so
     /// is still the device's.
     #[cold]
@@ -23,7 +23,7 @@ impl<M: GuestMemory> SplitQueue<M> {
         }
     }
 
-    /// The rest of a push whose head is not in the bitmap of those in flight.
+    /// The rest of a push whose head is not in `in_flight`.
     #[cold]
     pub(super) fn push_in_order(&mut self, index: u16, len: u32) {
         let in_order = self.in_order.as_mut();

@@ -5,8 +5,10 @@
 #![expect(unsafe_code)]
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
@@ -28,7 +30,7 @@ pub(crate) struct SplitRings<M> {
     size: QueueSize,
     /// The queue size less one, which masks an index: no subtraction that could overflow, and so no
     /// check, for each.
-    mask: u16,
+    mask: usize,
     addresses: RingAddresses,
     memory: Arc<M>,
 }
@@ -86,7 +88,7 @@ impl<M: GuestMemory> SplitRings<M> {
                 Permissions::ReadWrite,
             )?,
             size,
-            mask: entries - 1,
+            mask: usize::from(entries) - 1,
             addresses,
             memory,
         })
@@ -114,15 +116,15 @@ impl<M: GuestMemory> SplitRings<M> {
         self.descriptors.prefetch(self.slot(index) * DESCRIPTOR_LEN);
     }
 
-    /// Reads the descriptor at `index` modulo the queue size.
+    /// The descriptor table. A value of its own, which no store to elsewhere can change, so that the
+    /// compiler reads pointer and mask once for a chain.
     #[inline]
-    pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
-        // SAFETY: the masked slot is below the queue size the area was translated for; entries
-        // are 16 bytes in a 16-aligned table; `self.memory` is borrowed.
-        let [low, high] = unsafe { self.descriptors.entry(self.slot(index) * DESCRIPTOR_LEN) };
-        // Relaxed: ordered after the index that published the chain by the acquire in
-        // `avail_idx`.
-        Descriptor::from_words([low.load(Ordering::Relaxed), high.load(Ordering::Relaxed)])
+    pub(crate) const fn table(&self) -> DescriptorTable<'_> {
+        DescriptorTable {
+            base: self.descriptors.base(),
+            mask: self.mask,
+            _rings: PhantomData,
+        }
     }
 
     /// `avail.idx`. Acquire: pairs with the driver's release of the index after it wrote the
@@ -226,7 +228,7 @@ impl<M: GuestMemory> SplitRings<M> {
     /// `index` modulo the queue size.
     #[inline]
     const fn slot(&self, index: u16) -> usize {
-        (index & self.mask) as usize
+        index as usize & self.mask
     }
 
     /// A word of the available ring. `offset` is one of the layout's constants or of a masked
@@ -253,6 +255,29 @@ impl<M: GuestMemory> SplitRings<M> {
         // SAFETY: the masked slot is below the queue size the area was translated for; elements
         // are 8 bytes from offset 4 of a 4-aligned area; `self.memory` is borrowed.
         unsafe { [self.used.word32(offset), self.used.word32(offset + 4)] }
+    }
+}
+
+/// The descriptor table of a ring, for as long as that is borrowed.
+#[derive(Clone, Copy)]
+pub(crate) struct DescriptorTable<'a> {
+    base: NonNull<u8>,
+    mask: usize,
+    _rings: PhantomData<&'a ()>,
+}
+
+impl DescriptorTable<'_> {
+    /// Reads the descriptor at `index` modulo the queue size.
+    #[inline(always)]
+    pub(crate) fn descriptor(self, index: u16) -> Descriptor {
+        let offset = (usize::from(index) & self.mask) * DESCRIPTOR_LEN;
+        // SAFETY: the masked slot is below the queue size the area was translated for; entries
+        // are 16 bytes in a 16-aligned table; the rings, and with them the memory, are borrowed.
+        // The host side accesses the entries through atomics only.
+        let [low, high]: &[AtomicU64; 2] = unsafe { self.base.add(offset).cast().as_ref() };
+        // Relaxed: ordered after the index that published the chain by the acquire in
+        // `avail_idx`.
+        Descriptor::from_words([low.load(Ordering::Relaxed), high.load(Ordering::Relaxed)])
     }
 }
 

@@ -4,34 +4,50 @@ use vm_memory::GuestMemory;
 
 use super::descriptor::Descriptor;
 use super::rings::SplitRings;
-use crate::chain::Chain;
+use crate::chain::{Chain, Filling};
 use crate::fault::ChainFault;
 use crate::indirect::IndirectTable;
 
-/// Collects the chain that starts at `head`, which is below the queue size.
-#[inline]
+/// Collects the chain that starts at `head`, which is below the queue size. A chain that breaks a rule is left empty.
+#[inline(always)]
 pub(super) fn walk<M: GuestMemory>(
     rings: &SplitRings<M>,
     indirect_desc: bool,
     head: u16,
     chain: &mut Chain,
 ) -> Result<(), ChainFault> {
-    chain.clear();
     let size = rings.size().get();
-    match walk_table(size, head, chain, |index| Ok(rings.descriptor(index)))? {
-        None => Ok(()),
+    let table = rings.table();
+    let mut filling = chain.refill();
+    let direct = walk_table(
+        size,
+        head,
+        &mut filling,
+        |index| Ok(table.descriptor(index)),
+    );
+    let walked = match direct {
+        Ok(None) => Ok(()),
         // After direct descriptors this is valid, as the chain's last (row D17). WRITE on it
         // means nothing (§2.7.5.3.2, row D16).
-        Some(indirect) => walk_indirect(&**rings.memory(), indirect_desc, indirect, chain),
+        Ok(Some(indirect)) => {
+            walk_indirect(&**rings.memory(), indirect_desc, indirect, &mut filling)
+        }
+        Err(fault) => Err(fault),
+    };
+    match walked {
+        Ok(()) => filling.end(),
+        Err(_) => chain.clear(),
     }
+    walked
 }
 
 /// Appends the buffers of the table that `descriptor` points to.
+#[inline(always)]
 fn walk_indirect<M: GuestMemory>(
     memory: &M,
     indirect_desc: bool,
     descriptor: Descriptor,
-    chain: &mut Chain,
+    chain: &mut Filling<'_>,
 ) -> Result<(), ChainFault> {
     if !indirect_desc {
         return Err(ChainFault::IndirectNotNegotiated);
@@ -62,11 +78,11 @@ fn walk_indirect<M: GuestMemory>(
 ///
 /// `read` loads a descriptor from guest memory; it is called once for each that is visited, with
 /// an index below `limit`, and everything is decided on what it returned (rows T1, T3).
-#[inline]
+#[inline(always)]
 fn walk_table(
     limit: u16,
     first: u16,
-    chain: &mut Chain,
+    chain: &mut Filling<'_>,
     mut read: impl FnMut(u16) -> Result<Descriptor, ChainFault>,
 ) -> Result<Option<Descriptor>, ChainFault> {
     let mut index = first;
@@ -113,7 +129,7 @@ mod tests {
     fn reads(table: &[Descriptor]) -> (Result<Option<Descriptor>, ChainFault>, Vec<u16>) {
         let mut chain = Chain::for_queue(QueueSize::new(u32::from(LIMIT)).unwrap());
         let mut asked = Vec::new();
-        let outcome = walk_table(LIMIT, 0, &mut chain, |index| {
+        let outcome = walk_table(LIMIT, 0, &mut chain.refill(), |index| {
             asked.push(index);
             Ok(table[usize::from(index)])
         });
