@@ -8,6 +8,8 @@
 //!   lookups ───┤                    │
 //!   disk ──────┘   run(n) -> time   ├─ bin/counts.rs  instructions, system calls, allocations
 //!                                   └─ tests/*.rs     the counts that must hold
+//!
+//!   versus          the program beside its peers, each a process; floor: a bare loop as one
 //! ```
 
 pub mod allocations;

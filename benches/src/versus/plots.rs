@@ -166,14 +166,21 @@ fn draw_bars(
     colours: &Colours,
 ) -> Result<(), Error> {
     root.fill(&WHITE)?;
+    let body = root.titled(title, (FONT, 19).into_font().color(&INK))?;
+    let entries = || {
+        names
+            .iter()
+            .map(|name| (name.as_str(), colours.of_name(name)))
+    };
+    let height = draw_legend(&body, entries())?;
+    let (_, body) = body.split_vertically(height);
     let heights = groups.iter().flat_map(|(_, heights)| heights);
     let highest = heights.map(|(_, height)| *height).fold(1.0, f64::max);
-    let mut chart = ChartBuilder::on(root)
-        .caption(title, (FONT, 19).into_font().color(&INK))
+    let mut chart = ChartBuilder::on(&body)
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(44)
-        .build_cartesian_2d(0.0..groups.len() as f64, 0.0..highest * 1.22)?;
+        .build_cartesian_2d(0.0..groups.len() as f64, 0.0..highest * 1.08)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -202,16 +209,13 @@ fn draw_bars(
                 boxes.push((left, left + width * 0.9, *height));
             }
         }
-        chart
-            .draw_series(boxes.iter().map(|&(left, right, height)| {
-                Rectangle::new([(left, 0.0), (right, height)], colour.filled())
-            }))?
-            .label(name.clone())
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
+        chart.draw_series(boxes.iter().map(|&(left, right, height)| {
+            Rectangle::new([(left, 0.0), (right, height)], colour.filled())
+        }))?;
         let centred = centred(11, VPos::Bottom);
         chart.draw_series(boxes.iter().map(|&(left, right, height)| {
             Text::new(
-                short(height),
+                multiple(height),
                 (f64::midpoint(left, right), height + highest * 0.006),
                 centred.clone(),
             )
@@ -222,13 +226,41 @@ fn draw_bars(
         INK.stroke_width(1),
     )))?;
     for (group, (label, _)) in groups.iter().enumerate() {
+        // From the corner of the whole picture.
         let (x, y) = chart.backend_coord(&(group as f64 + 0.5, 0.0));
         for (line, text) in (0..).zip(label.split('\n')) {
             let style = centred(13, VPos::Top);
             root.draw(&Text::new(text, (x, y + 7 + 16 * line), style))?;
         }
     }
-    legend(&mut chart, SeriesLabelPosition::UpperRight)
+    Ok(())
+}
+
+/// Names and colours in lines from the left; returns how high they are.
+fn draw_legend<'a>(
+    area: &Area<'_>,
+    entries: impl Iterator<Item = (&'a str, RGBColor)>,
+) -> Result<i32, Error> {
+    const LINE: i32 = 20;
+    let style = TextStyle::from((FONT, 13).into_font())
+        .color(&INK)
+        .pos(Pos::new(HPos::Left, VPos::Center));
+    let width = i32::try_from(area.dim_in_pixel().0)?;
+    let (mut x, mut y) = (56, LINE / 2);
+    for (name, colour) in entries {
+        // Whoever shows it chooses the font: of most, a letter is narrower than this.
+        let needed = 20 + 8 * i32::try_from(name.len())?;
+        if x + needed > width {
+            (x, y) = (56, y + LINE);
+        }
+        area.draw(&Rectangle::new(
+            [(x, y - 5), (x + 12, y + 5)],
+            colour.filled(),
+        ))?;
+        area.draw(&Text::new(name.to_owned(), (x + 18, y), style.clone()))?;
+        x += needed + 12;
+    }
+    Ok(y + LINE / 2)
 }
 
 fn centred(size: u32, vertical: VPos) -> TextStyle<'static> {
@@ -489,6 +521,14 @@ fn short(value: f64) -> String {
         format!("{value:.1}")
     } else {
         format!("{value:.0}")
+    }
+}
+
+fn multiple(value: f64) -> String {
+    if value < 0.995 {
+        format!("{value:.2}")
+    } else {
+        short(value)
     }
 }
 

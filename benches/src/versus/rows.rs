@@ -456,7 +456,7 @@ fn line_rows(quick: bool) -> Vec<Row> {
         let row = own(format!("scale-depth-{depth}"), title, load);
         rows.push(row.point(Series::Depth, depth));
     }
-    for &devices in pick(&[1, 2, 4, 8, 16, 32, 64], &[1, 64]) {
+    for &devices in pick(&[1, 4, 16, 64], &[1, 64]) {
         let title = format!("null devices, {devices} in one process, depth 32 each");
         let load = Load {
             devices,
@@ -466,7 +466,7 @@ fn line_rows(quick: bool) -> Vec<Row> {
         let row = own(format!("scale-devices-{devices}"), title, load);
         rows.push(row.point(Series::Devices, devices));
     }
-    for &memory_regions in pick(&[1, 2, 8, 32, 128, 509], &[1, 509]) {
+    for &memory_regions in pick(&[1, 8, 64, 509], &[1, 509]) {
         let title = format!(
             "null device, guest memory in {memory_regions} regions, depth 32, client polling"
         );
@@ -480,7 +480,7 @@ fn line_rows(quick: bool) -> Vec<Row> {
         rows.push(row.point(Series::MemoryRegions, memory_regions));
     }
     // 1 and 32 are rows of their own.
-    for &depth in pick(&[4, 8, 16, 64, 256], &[256]) {
+    for &depth in pick(&[4, 16, 64, 256], &[256]) {
         let title = format!("tmpfs image, 4 KiB randread, depth {depth}, client sleeping");
         let row = Row {
             peers: Peers::QemuNative,
