@@ -30,7 +30,13 @@ fn pop_all(rig: &mut Rig, count: usize, len: u32) -> Vec<Head> {
 }
 
 fn completions(rig: &mut Rig) -> Vec<(u32, u32)> {
-    std::iter::from_fn(|| rig.guest.poll_used())
+    let next = || {
+        let has_used = rig.guest.has_used();
+        let used = rig.guest.poll_used();
+        assert_eq!(has_used, used.is_some());
+        used
+    };
+    std::iter::from_fn(next)
         .map(|Used { id, len, expected }| {
             assert!(expected);
             (id, len)

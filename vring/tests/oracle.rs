@@ -172,6 +172,12 @@ fn a_ring_left_by_virtio_queue_is_resumed_where_it_stopped() {
     rig.queue.push(second, 0);
     rig.queue.publish();
     assert_eq!(rig.split().used_idx(), 1);
-    let used: Vec<_> = std::iter::from_fn(|| rig.guest.poll_used()).collect();
+    let used: Vec<_> = std::iter::from_fn(|| {
+        let has_used = rig.guest.has_used();
+        let used = rig.guest.poll_used();
+        assert_eq!(has_used, used.is_some());
+        used
+    })
+    .collect();
     assert!(used.len() == 2 && used.iter().all(|used| used.expected));
 }

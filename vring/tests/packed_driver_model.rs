@@ -118,6 +118,7 @@ proptest! {
                     free_after.push_back(chain.descriptors);
                 }
                 Step::Poll => {
+                    prop_assert_eq!(driver.has_used(), !completed.is_empty());
                     prop_assert_eq!(driver.poll_used(), completed.pop_front());
                     free += free_after.pop_front().unwrap_or(0);
                 }

@@ -73,14 +73,6 @@ struct Run {
     counts: [u64; 3],
 }
 
-const fn index(kind: Kind) -> usize {
-    match kind {
-        Kind::Read => 0,
-        Kind::Write => 1,
-        Kind::Flush => 2,
-    }
-}
-
 impl Tallies {
     pub(super) fn new() -> Self {
         Self {
@@ -90,7 +82,7 @@ impl Tallies {
     }
 
     pub(super) fn of(&self, kind: Kind) -> &Tally {
-        &self.of[index(kind)]
+        &self.of[kind.index()]
     }
 
     pub(super) fn clear(&mut self) {
@@ -108,12 +100,12 @@ impl Tallies {
             self.settle(now);
             self.run.started = started;
         }
-        self.run.counts[index(kind)] += 1;
+        self.run.counts[kind.index()] += 1;
     }
 
     #[cold]
     pub(super) fn error(&mut self, kind: Kind) {
-        self.of[index(kind)].errors += 1;
+        self.of[kind.index()].errors += 1;
     }
 
     /// What `success` has gathered; at the end of a harvest.

@@ -25,12 +25,20 @@ pub enum RingFault {
 }
 
 /// What a request does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Kind {
-    #[default]
     Read,
     Write,
     Flush,
+}
+
+impl Kind {
+    /// Its number, from 0.
+    #[inline]
+    pub(super) const fn index(self) -> usize {
+        self as usize
+    }
 }
 
 /// How a request's descriptors are laid out.
@@ -63,6 +71,8 @@ const NONE: u16 = u16::MAX;
 pub(super) trait Ring {
     /// Stages the request.
     fn offer(&mut self, request: u16, kind: Kind);
+    /// Whether there is a completion.
+    fn has_used(&self) -> bool;
     /// The next completion.
     fn poll(&mut self) -> Option<Result<u16, RingFault>>;
     fn publish(&mut self);
@@ -215,9 +225,8 @@ pub(super) struct SplitClient {
     driver: SplitDriver<GuestMemoryMmap>,
     chains: Chains,
     heads: Vec<u16>,
-    /// The request of each head.
+    /// The request in flight of each head.
     requests: Box<[u16]>,
-    in_flight: Box<[bool]>,
 }
 
 /// A packed ring: ids come and go.
@@ -258,19 +267,24 @@ impl Client {
                 let stride = chains.stride;
                 let heads =
                     (0..count).map(|request| u16::try_from(request * stride).unwrap_or(NONE));
-                let mut requests = vec![NONE; entries].into_boxed_slice();
-                for (entry, request) in requests.iter_mut().step_by(stride).take(count).zip(0..) {
-                    *entry = request;
-                }
                 Self::Split(SplitClient {
                     driver,
                     heads: heads.collect(),
                     chains,
-                    requests,
-                    in_flight: vec![false; count].into_boxed_slice(),
+                    requests: vec![NONE; entries].into_boxed_slice(),
                 })
             }
         })
+    }
+}
+
+/// The request in flight of a chain that was given back, which it is no longer.
+#[inline]
+fn take(requests: &mut [u16], id: u32) -> Result<u16, RingFault> {
+    let entry = usize::try_from(id).ok().and_then(|id| requests.get_mut(id));
+    match entry.map(|entry| std::mem::replace(entry, NONE)) {
+        Some(request) if request != NONE => Ok(request),
+        _ => Err(RingFault::UnknownId { id }),
     }
 }
 
@@ -293,30 +307,27 @@ impl SplitClient {
 impl Ring for SplitClient {
     #[inline]
     fn offer(&mut self, request: u16, kind: Kind) {
-        let request = usize::from(request);
-        if self.chains.turn_to(request, kind) {
-            self.write(request);
+        let at = usize::from(request);
+        if self.chains.turn_to(at, kind) {
+            self.write(at);
         }
-        self.in_flight[request] = true;
-        self.driver.offer(self.heads[request]);
+        let head = self.heads[at];
+        if let Some(entry) = self.requests.get_mut(usize::from(head)) {
+            *entry = request;
+        }
+        self.driver.offer(head);
     }
 
     #[inline]
     fn poll(&mut self) -> Option<Result<u16, RingFault>> {
-        let id = self.driver.poll_used()?.id;
-        let request = usize::try_from(id)
-            .ok()
-            .and_then(|id| self.requests.get(id));
-        let Some(&request) = request else {
-            return Some(Err(RingFault::UnknownId { id }));
-        };
-        match self.in_flight.get_mut(usize::from(request)) {
-            Some(in_flight) if *in_flight => {
-                *in_flight = false;
-                Some(Ok(request))
-            }
-            _ => Some(Err(RingFault::UnknownId { id })),
-        }
+        self.driver
+            .poll_used()
+            .map(|used| take(&mut self.requests, used.id))
+    }
+
+    #[inline]
+    fn has_used(&self) -> bool {
+        self.driver.has_used()
     }
 
     #[inline]
@@ -355,14 +366,14 @@ impl Ring for PackedClient {
 
     #[inline]
     fn poll(&mut self) -> Option<Result<u16, RingFault>> {
-        let id = self.driver.poll_used()?.id;
-        let entry = usize::try_from(id)
-            .ok()
-            .and_then(|id| self.requests.get_mut(id));
-        match entry.map(|entry| std::mem::replace(entry, NONE)) {
-            Some(request) if request != NONE => Some(Ok(request)),
-            _ => Some(Err(RingFault::UnknownId { id })),
-        }
+        self.driver
+            .poll_used()
+            .map(|used| take(&mut self.requests, used.id))
+    }
+
+    #[inline]
+    fn has_used(&self) -> bool {
+        self.driver.has_used()
     }
 
     #[inline]

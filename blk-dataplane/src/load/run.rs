@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::error::LoadError;
 use super::front_end::FrontEnd;
-use super::job::{Job, JobParts, Outcome, Schedule, Shared, buffers, lines};
+use super::job::{Job, JobParts, Outcome, Schedule, Shared, Slices};
 use super::measure::Clock;
 use super::options::LoadOptions;
 use super::report::Report;
@@ -261,8 +261,7 @@ impl Load<'_> {
             JobError::Host(LoadError::host("requests", source))
         };
         let (memory, places) = (&front_end.guest.memory, &front_end.guest.places[queue]);
-        let lines = lines(memory, places).map_err(|_| no_memory())?;
-        let buffers = buffers(memory, places, options.bs).map_err(|_| no_memory())?;
+        let slices = Slices::new(memory, places, options.bs).map_err(|_| no_memory())?;
         let verifier = options
             .verify
             .then(|| verifier(options, first, share.blocks));
@@ -271,8 +270,7 @@ impl Load<'_> {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
         let job = Job::new(JobParts {
             ring,
-            lines: &lines,
-            buffers: &buffers,
+            slices: &slices,
             workload: Workload::new(options, share.blocks, number.into()),
             verifier,
             first_sector: first / SECTOR_SIZE,

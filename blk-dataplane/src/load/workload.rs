@@ -106,18 +106,32 @@ impl Workload {
         }
     }
 
+    /// What all requests are, if they are anywhere and all of one kind: then [`anywhere`](Self::anywhere) has them.
+    #[inline]
+    pub(super) fn only_anywhere(&self) -> Option<Kind> {
+        match self.mix {
+            Mix::Only(kind) if self.is_random && self.fsync == 0 => Some(kind),
+            _ => None,
+        }
+    }
+
+    /// A block.
+    #[inline]
+    pub(super) fn anywhere(&mut self) -> u64 {
+        below(self.random.next(), self.blocks)
+    }
+
     #[inline]
     pub(super) fn next(&mut self) -> Step {
-        let random = if self.is_random || matches!(self.mix, Mix::Reads(_)) {
-            self.random.next()
-        } else {
-            0
-        };
-        let kind = match self.mix {
-            Mix::Only(kind) => kind,
-            // The low half decides on the kind; the block comes from the top.
-            Mix::Reads(reads) if below(random << 32, 100) < reads => Kind::Read,
-            Mix::Reads(_) => Kind::Write,
+        let (kind, random) = match self.mix {
+            Mix::Only(kind) if !self.is_random => (kind, 0),
+            Mix::Only(kind) => (kind, self.random.next()),
+            Mix::Reads(reads) => {
+                let random = self.random.next();
+                // The low half decides on the kind; the block comes from the top.
+                let reads = below(random << 32, 100) < reads;
+                (if reads { Kind::Read } else { Kind::Write }, random)
+            }
         };
         if self.fsync != 0 && kind == Kind::Write {
             if self.unflushed == self.fsync {

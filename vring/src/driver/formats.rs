@@ -151,6 +151,13 @@ impl<M: GuestMemory> Driver<M> {
         forward!(self, driver => driver.poll_used())
     }
 
+    /// Whether [`poll_used`](Self::poll_used) would return a completion: what a driver that polls looks at
+    /// meanwhile.
+    #[inline]
+    pub fn has_used(&self) -> bool {
+        forward!(self, driver => driver.has_used())
+    }
+
     /// Asks for an interrupt at the next completion, then looks again: true if nothing has
     /// completed in between, so the caller may sleep.
     #[inline]

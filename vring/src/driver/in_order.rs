@@ -71,6 +71,11 @@ impl Order {
         Some((id, len))
     }
 
+    /// Whether [`next`](Self::next) has something left.
+    pub(super) const fn has_next(&self) -> bool {
+        self.run != 0
+    }
+
     fn chain(&self, ahead: usize) -> Offered {
         self.chains[(self.first + ahead) % self.chains.len()]
     }

@@ -330,6 +330,14 @@ impl<M: GuestMemory> PackedDriver<M> {
         })
     }
 
+    /// Whether [`poll_used`](Self::poll_used) would return a completion: what a driver that polls looks at
+    /// meanwhile.
+    #[inline]
+    pub fn has_used(&self) -> bool {
+        self.order.as_ref().is_some_and(Order::has_next)
+            || (self.rings.tail(self.next_used.index)).is_used(self.next_used.wrap)
+    }
+
     /// Asks for an interrupt at the next completion, then looks again: true if nothing has
     /// completed in between, so the caller may sleep.
     #[inline]

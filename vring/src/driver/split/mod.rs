@@ -335,6 +335,15 @@ impl<M: GuestMemory> SplitDriver<M> {
         Some(Used { id, len, expected })
     }
 
+    /// Whether [`poll_used`](Self::poll_used) would return a completion: what a driver that polls looks at
+    /// meanwhile.
+    #[inline]
+    pub fn has_used(&self) -> bool {
+        self.order.as_ref().is_some_and(Order::has_next)
+            || self.next_used != self.used_idx
+            || self.rings.used_idx() != self.used_idx
+    }
+
     /// Asks for an interrupt at the next completion, then looks again: true if nothing has
     /// completed in between, so the caller may sleep.
     #[inline]
