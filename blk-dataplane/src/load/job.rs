@@ -220,15 +220,23 @@ impl<'a, R: Ring> Job<'a, R> {
         self.issue_all::<CHECKED>(now);
     }
 
-    /// Takes everything that has completed. One look at the clock is for all of it.
+    /// Takes what has completed, at most as much as can be in flight. One look at the clock is for all of it.
     // A function of its own for whoever counts instructions.
     #[inline(never)]
     fn harvest<const CHECKED: bool>(&mut self) -> Result<u64, RingFault> {
-        let now = self.clock.now();
+        let mut now = self.clock.now();
         let batch = usize::from(self.schedule.batch);
-        while let Some(request) = self.ring.poll() {
+        for _ in 0..self.requests.slots.len() {
+            let Some(request) = self.ring.poll() else {
+                break;
+            };
             let request = request?;
             let slot = &self.requests.slots[usize::from(request)];
+            if slot.started == now {
+                // It was made meanwhile, and has not taken no time.
+                self.tallies.settle(now);
+                now = self.clock.now();
+            }
             let done = slot.is_done();
             if done {
                 self.tallies.success(slot.kind, slot.started, now);
