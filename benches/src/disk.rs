@@ -10,11 +10,12 @@ use blk_dataplane::{
 use event_poll::{EventNotifier, EventPoll, Token};
 use hostmem::{MemoryMap, RegionConfig};
 use vm_memory::{Bytes, GuestAddress};
-use vring::driver::{Driver, Layout};
+use vring::driver::{self, Driver};
 use vring::{QueueSize, RingBase, RingFeatures, Segment};
 
 use crate::fixture::{BLOCK, BlockFile, Random};
 use crate::processors::{Bound, processors};
+use crate::rings::Layout;
 use crate::{Error, allocations};
 
 /// Ring size: the usual one of virtio-blk.
@@ -24,9 +25,11 @@ const SIZE: u16 = 256;
 pub const DEPTH_MAX: u16 = 64;
 
 const RING: GuestAddress = GuestAddress(0x1000);
-/// 64 bytes a slot: the header at 0, the status byte at 32.
+/// 128 bytes a slot: the header at 0, the status byte at 32, the indirect table at 64.
 const HEADERS: u64 = 0x1_0000;
+const SLOT: u64 = 128;
 const STATUS: u64 = 32;
+const TABLE: u64 = 64;
 /// A block a slot.
 const DATA: u64 = 0x10_0000;
 const MEMORY: u64 = 0x20_0000;
@@ -95,6 +98,7 @@ pub struct Disk {
     poll: EventPoll,
     guest: Guest,
     access: Access,
+    layout: Layout,
     /// Slot of the request at each head.
     slots: Box<[u16]>,
     free: Vec<u16>,
@@ -146,7 +150,8 @@ impl Disk {
     /// The host has run out of something.
     pub fn new(file: Option<&BlockFile>, guest: Guest) -> Result<Self, Error> {
         let options = DeviceOptions::default();
-        Self::start(file, guest, Format::Split, Access::RandomRead, options)
+        let (format, layout) = (Format::Split, Layout::Direct);
+        Self::start(file, guest, format, layout, Access::RandomRead, options)
     }
 
     /// The same, with a device that sleeps whenever it has nothing to do, for
@@ -155,20 +160,26 @@ impl Disk {
     /// # Errors
     ///
     /// The host has run out of something.
-    pub fn sleepy(file: Option<&BlockFile>, format: Format, access: Access) -> Result<Self, Error> {
+    pub fn sleepy(
+        file: Option<&BlockFile>,
+        format: Format,
+        layout: Layout,
+        access: Access,
+    ) -> Result<Self, Error> {
         let options = DeviceOptions {
             // Auto takes what suits the file system, and the counts would be of another engine elsewhere.
             engine: Engine::LinuxAio,
             poll_max: Duration::ZERO,
             ..DeviceOptions::default()
         };
-        Self::start(file, Guest::Sleeps, format, access, options)
+        Self::start(file, Guest::Sleeps, format, layout, access, options)
     }
 
     fn start(
         file: Option<&BlockFile>,
         guest: Guest,
         format: Format,
+        layout: Layout,
         access: Access,
         options: DeviceOptions,
     ) -> Result<Self, Error> {
@@ -195,7 +206,7 @@ impl Disk {
             Format::Packed => FEATURES | PACKED,
         };
         let features = RingFeatures::from_virtio(accepted);
-        let addresses = Layout::new(RING, size, features)?.addresses();
+        let addresses = driver::Layout::new(RING, size, features)?.addresses();
         let driver = Driver::new(Arc::clone(&memory), addresses, size, features)?;
 
         let (device_cpu, guest_cpu) = processors()?;
@@ -231,6 +242,7 @@ impl Disk {
             poll,
             guest,
             access,
+            layout,
             slots: vec![0; usize::from(SIZE)].into_boxed_slice(),
             free: (0..DEPTH_MAX).collect(),
             random: Random::new(42),
@@ -349,7 +361,7 @@ impl Disk {
         };
         self.next = (number + 1) % blocks;
         let sector = number * (BLOCK as u64 / 512);
-        let header = HEADERS + u64::from(slot) * 64;
+        let header = HEADERS + u64::from(slot) * SLOT;
         let is_write = self.access == Access::RandomWrite;
         let request_type = if is_write { TYPE_OUT } else { TYPE_IN };
         let mut bytes = [0; 16];
@@ -361,7 +373,13 @@ impl Disk {
         let segments = [(GuestAddress(header), 16), (data(slot), 4096), (status, 1)]
             .map(|(addr, len)| Segment { addr, len });
         let (readable, writable) = segments.split_at(if is_write { 2 } else { 1 });
-        let head = self.driver.add_chain(readable, writable)?;
+        let head = match self.layout {
+            Layout::Direct => self.driver.add_chain(readable, writable)?,
+            Layout::Indirect => {
+                let table = GuestAddress(header + TABLE);
+                self.driver.add_indirect(table, readable, writable)?
+            }
+        };
         self.slots[usize::from(head)] = slot;
         Ok(match self.blocks {
             Some(_) if !is_write => number,
@@ -385,7 +403,7 @@ impl Disk {
                 return Err(format!("{used:?}").into());
             }
             let slot = self.slots[usize::try_from(used.id)?];
-            let header = HEADERS + u64::from(slot) * 64;
+            let header = HEADERS + u64::from(slot) * SLOT;
             let status: u8 = self.memory.read_obj(GuestAddress(header + STATUS))?;
             if status != 0 {
                 return Err(format!("status {status}").into());
@@ -483,8 +501,8 @@ mod tests {
             ] {
                 // Its own, for the writes leave no block as it was.
                 let file = BlockFile::new(64).unwrap();
-                for file in [Some(&file), None] {
-                    let mut disk = Disk::sleepy(file, format, access).unwrap();
+                for (file, layout) in [(Some(&file), Layout::Direct), (None, Layout::Indirect)] {
+                    let mut disk = Disk::sleepy(file, format, layout, access).unwrap();
                     disk.run_one_by_one(10, 32).unwrap();
                     let before = disk.plane.counters();
                     disk.run_one_by_one(100, 32).unwrap();

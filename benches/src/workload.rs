@@ -17,6 +17,9 @@ const RING_BATCH: u16 = 32;
 /// Blocks of the files read: 4 MiB, quickly written, for counts do not depend on it.
 const BLOCKS: u64 = 1024;
 
+const SPLIT: (Format, Layout) = (Format::Split, Layout::Direct);
+const PACKED: (Format, Layout) = (Format::Packed, Layout::Direct);
+
 /// A name, and what it does to how many units.
 type Workload = (&'static str, fn(u64) -> Result<u64, Error>);
 
@@ -86,37 +89,41 @@ pub const WORKLOADS: &[Workload] = &[
     ("disk-image-depth-32", |n| disk(true, 32, n)),
     ("event-poll-wake", wakes),
     ("data-thread-null-split-read", |n| {
-        data_thread(false, Format::Split, Access::RandomRead, 32, n)
+        data_thread(false, SPLIT, Access::RandomRead, 32, n)
     }),
     ("data-thread-null-packed-read", |n| {
-        data_thread(false, Format::Packed, Access::RandomRead, 32, n)
+        data_thread(false, PACKED, Access::RandomRead, 32, n)
+    }),
+    ("data-thread-null-split-indirect", |n| {
+        let indirect = (Format::Split, Layout::Indirect);
+        data_thread(false, indirect, Access::RandomRead, 32, n)
     }),
     ("data-thread-null-split-write", |n| {
-        data_thread(false, Format::Split, Access::RandomWrite, 32, n)
+        data_thread(false, SPLIT, Access::RandomWrite, 32, n)
     }),
     ("data-thread-null-packed-write", |n| {
-        data_thread(false, Format::Packed, Access::RandomWrite, 32, n)
+        data_thread(false, PACKED, Access::RandomWrite, 32, n)
     }),
     ("data-thread-null-split-write-depth-1", |n| {
-        data_thread(false, Format::Split, Access::RandomWrite, 1, n)
+        data_thread(false, SPLIT, Access::RandomWrite, 1, n)
     }),
     ("data-thread-image-split-read", |n| {
-        data_thread(true, Format::Split, Access::RandomRead, 32, n)
+        data_thread(true, SPLIT, Access::RandomRead, 32, n)
     }),
     ("data-thread-image-packed-read", |n| {
-        data_thread(true, Format::Packed, Access::RandomRead, 32, n)
+        data_thread(true, PACKED, Access::RandomRead, 32, n)
     }),
     ("data-thread-image-split-write", |n| {
-        data_thread(true, Format::Split, Access::RandomWrite, 32, n)
+        data_thread(true, SPLIT, Access::RandomWrite, 32, n)
     }),
     ("data-thread-image-packed-write", |n| {
-        data_thread(true, Format::Packed, Access::RandomWrite, 32, n)
+        data_thread(true, PACKED, Access::RandomWrite, 32, n)
     }),
     ("data-thread-image-split-sequential", |n| {
-        data_thread(true, Format::Split, Access::SequentialRead, 32, n)
+        data_thread(true, SPLIT, Access::SequentialRead, 32, n)
     }),
     ("data-thread-image-split-read-depth-1", |n| {
-        data_thread(true, Format::Split, Access::RandomRead, 1, n)
+        data_thread(true, SPLIT, Access::RandomRead, 1, n)
     }),
 ];
 
@@ -201,13 +208,13 @@ fn disk(image: bool, depth: u16, requests: u64) -> Result<u64, Error> {
 
 fn data_thread(
     image: bool,
-    format: Format,
+    (format, layout): (Format, Layout),
     access: Access,
     depth: u16,
     requests: u64,
 ) -> Result<u64, Error> {
     let file = image.then(|| BlockFile::new(BLOCKS)).transpose()?;
-    let mut disk = Disk::sleepy(file.as_ref(), format, access)?;
+    let mut disk = Disk::sleepy(file.as_ref(), format, layout, access)?;
     second_half(requests, |requests| {
         disk.run_one_by_one(requests.div_ceil(u64::from(depth)), depth)
     })
