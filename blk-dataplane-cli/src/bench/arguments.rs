@@ -21,7 +21,7 @@ pub(crate) struct BenchArguments {
     #[arg(long = "socket-path", value_name = "PATH", required = true)]
     pub(crate) sockets: Vec<PathBuf>,
 
-    /// Which requests: read, write, randread, randwrite, rw, randrw, flush.
+    /// Which requests: read, write, randread, randwrite, rw, randrw, flush. What writes overwrites the disk.
     #[arg(long, value_name = "PATTERN", default_value_t = LoadOptions::default().rw)]
     rw: Pattern,
 
