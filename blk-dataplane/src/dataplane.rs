@@ -4,7 +4,8 @@ mod config;
 mod error;
 mod threads;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use event_poll::{EventNotifier, Stopper};
 use vm_memory::GuestMemoryBackend;
@@ -21,6 +22,9 @@ use crate::inflight::{InflightQueue, TrackedError, TrackedQueue};
 use crate::lifetime::LifetimeWatch;
 use crate::notifier::{Notifier, SharedNotifier};
 use crate::request::Accepted;
+
+/// The end of what [`DataPlane::probe`] has started last.
+static ENDING: Mutex<Option<thread::JoinHandle<()>>> = Mutex::new(None);
 
 /// Everything a queue needs to run.
 pub struct QueueSetup {
@@ -168,18 +172,37 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> DataPlane<M> {
         Ok(plane)
     }
 
-    /// Finds out whether the device could start now, and leaves nothing running: for a program that
-    /// wants to fail early and not when the first front-end connects.
+    /// Finds out whether the device could start now, for a program that wants to fail early and not when the first
+    /// front-end connects. What it has started for that ends by itself, soon after it has returned.
     ///
     /// # Errors
     /// [`StartError`].
     pub fn probe(device: &Device, memory: Arc<M>) -> Result<(), StartError> {
+        // One at a time: as many threads at once as there are devices would leave the allocator with as many arenas.
+        let mut ending = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(previous) = ending.take() {
+            let _ = previous.join();
+        }
         let mut plane = Self::start(device, memory)?;
         // The others need no more than the first, unless each is bound to a processor of its own.
         for thread in (1..device.num_threads()).filter(|&thread| device.cpu_of(thread).is_some()) {
             plane.start_thread(thread)?;
         }
-        plane.end_threads().map_err(|Gone| StartError::Ended)
+        // An AIO context is taken down in a grace period of the kernel's (io_destroy), some 30 ms: as long as all the rest
+        // of a program's start. Nobody needs the end of it.
+        let end = move || {
+            if let Err(Gone) = plane.end_threads() {
+                tracing::error!(
+                    "the device that was started to see whether it can did not stop cleanly"
+                );
+            }
+        };
+        // Where there is no thread to be had, the closure is dropped, and the plane with it.
+        *ending = thread::Builder::new()
+            .name("blk-probe".to_owned())
+            .spawn(end)
+            .ok();
+        Ok(())
     }
 
     /// The device that runs.
