@@ -226,6 +226,8 @@ impl<'a, R: Ring> Job<'a, R> {
     fn harvest<const CHECKED: bool>(&mut self) -> Result<u64, RingFault> {
         let mut now = self.clock.now();
         let batch = usize::from(self.schedule.batch);
+        let one_by_one = !CHECKED && batch == 1;
+        let anywhere = self.workload.only_anywhere();
         for _ in 0..self.requests.slots.len() {
             let Some(request) = self.ring.poll() else {
                 break;
@@ -243,19 +245,30 @@ impl<'a, R: Ring> Job<'a, R> {
             } else {
                 self.tallies.error(slot.kind);
             }
+            self.completed += 1;
+            if one_by_one && self.to_issue != 0 {
+                // The request that has just ended is made again: no others wait for a turn.
+                let step = match anywhere {
+                    Some(kind) => self.workload.step_anywhere(kind),
+                    None => self.workload.next(),
+                };
+                self.requests.write(request, step, now);
+                self.ring.offer(request, step.kind);
+                self.to_issue -= 1;
+                self.issued += 1;
+                self.publish();
+                continue;
+            }
             self.free.push(request);
             if CHECKED && self.verifier.is_some() {
                 self.verify(request, done);
             }
-            self.completed += 1;
             if self.free.len() >= batch {
                 self.issue_all::<CHECKED>(now);
             }
         }
         self.tallies.settle(now);
-        self.shared
-            .completed
-            .store(self.completed, Ordering::Relaxed);
+        self.tell();
         self.advance(now);
         Ok(now)
     }
@@ -268,29 +281,41 @@ impl<'a, R: Ring> Job<'a, R> {
             let count = if CHECKED {
                 self.issue_checked(now, batch)
             } else if let Some(kind) = self.workload.only_anywhere() {
-                self.issue_steps(now, batch, |workload| Step {
-                    kind,
-                    block: workload.anywhere(),
-                })
+                self.issue_steps(now, batch, |workload| workload.step_anywhere(kind))
             } else {
                 self.issue_steps(now, batch, Workload::next)
             };
             if count == 0 {
-                return;
+                break;
             }
             self.to_issue -= count as u64;
             self.issued += count as u64;
-            self.ring.publish();
-            self.shared.issued.store(self.issued, Ordering::Relaxed);
-            if self.ring.needs_kick() {
-                self.kicks += 1;
-                // An eventfd that cannot be added to has been signalled.
-                let _ = self.kick.write(1);
-            }
+            self.publish();
             if count < batch {
-                return;
+                break;
             }
         }
+        self.tell();
+    }
+
+    /// Makes what is staged available, and kicks if the device wants to be told.
+    #[inline]
+    fn publish(&mut self) {
+        self.ring.publish();
+        if self.ring.needs_kick() {
+            self.kicks += 1;
+            // An eventfd that cannot be added to has been signalled.
+            let _ = self.kick.write(1);
+        }
+    }
+
+    /// Tells whoever watches.
+    #[inline]
+    fn tell(&self) {
+        self.shared.issued.store(self.issued, Ordering::Relaxed);
+        self.shared
+            .completed
+            .store(self.completed, Ordering::Relaxed);
     }
 
     /// Makes all requests that there are, `most` at most, those that were used last first: they are in a cache.

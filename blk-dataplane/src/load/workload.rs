@@ -106,7 +106,7 @@ impl Workload {
         }
     }
 
-    /// What all requests are, if they are anywhere and all of one kind: then [`anywhere`](Self::anywhere) has them.
+    /// What all requests are, if they are anywhere and all of one kind: then [`step_anywhere`](Self::step_anywhere) has them.
     #[inline]
     pub(super) fn only_anywhere(&self) -> Option<Kind> {
         match self.mix {
@@ -115,10 +115,13 @@ impl Workload {
         }
     }
 
-    /// A block.
+    /// The next request where all are of this kind and anywhere.
     #[inline]
-    pub(super) fn anywhere(&mut self) -> u64 {
-        below(self.random.next(), self.blocks)
+    pub(super) fn step_anywhere(&mut self, kind: Kind) -> Step {
+        Step {
+            kind,
+            block: below(self.random.next(), self.blocks),
+        }
     }
 
     #[inline]
