@@ -7,7 +7,10 @@ use std::io::{self, IsTerminal, Write};
 
 use blk_dataplane::load::{self, LoadError, Progress, Report};
 
+use nix::sys::signal::Signal;
+
 use crate::Failure;
+use crate::signals;
 use crate::standard_error::say;
 use arguments::{BenchArguments, Eta, OutputFormat};
 
@@ -22,8 +25,11 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<(), Failure> {
             say(&line(progress));
         }
     };
+    // Of this thread and those that it starts: the report is printed, whoever has had enough.
+    let ending = signals::block(&[Signal::SIGINT, Signal::SIGTERM])?;
+    let options = arguments.load_options();
     let report =
-        load::run(&arguments.sockets, &arguments.load_options(), progress).map_err(failure)?;
+        load::run_until(&arguments.sockets, &options, ending, progress).map_err(failure)?;
     for note in &report.notes {
         say(&format!("blk-dataplane: {note}\n"));
     }

@@ -58,5 +58,5 @@ pub use options::{
 pub use plot::PlotError;
 pub use report::{Direction, Latencies, Report};
 pub use ring::RingFault;
-pub use run::run;
+pub use run::{run, run_until};
 pub use watch::Progress;

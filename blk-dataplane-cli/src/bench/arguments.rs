@@ -13,7 +13,8 @@ use crate::size::parse_size;
 ///
 /// Connects to a back-end, this program's or any other, as a virtual machine would, with rings and buffers of its own
 /// and no virtual machine. The options are fio's where fio has them. The table, or the JSON, is on stdout; everything
-/// else on stderr.
+/// else on stderr. SIGINT or SIGTERM ends the measuring, and prints what was measured so far; the second one ends the
+/// program.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct BenchArguments {
@@ -214,7 +215,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  the load has run, every request succeeded and every block was what it should be
+  0  the load has run, or until SIGINT or SIGTERM; every request succeeded and every block was what it should be
   1  requests failed, or blocks were wrong (the report has the numbers); or the back-end went, went silent or broke
      the protocol, or the host refused something
   2  the command line is not usable, or not with this back-end";

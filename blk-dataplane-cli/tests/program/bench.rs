@@ -175,6 +175,23 @@ fn backend_that_is_killed_ends_the_load_in_time() {
 }
 
 #[test]
+fn signal_ends_the_measuring_and_prints_the_report() {
+    let directory = directory();
+    let _running = serve(&directory, &["--null=64M"]);
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut command = program(&directory);
+        command.args(["bench", "--socket-path=s", "--runtime=3600", "--eta=always"]);
+        let mut client = Running::of(command.spawn().unwrap());
+        let mut line = String::new();
+        let mut stderr = std::io::BufReader::new(client.child.stderr.take().unwrap());
+        std::io::BufRead::read_line(&mut stderr, &mut line).unwrap();
+        client.signal(signal);
+        assert_eq!(client.wait().code(), Some(0));
+        assert!(client.rest_of_stdout().contains("requests in"));
+    }
+}
+
+#[test]
 fn mistakes_name_the_option_and_the_remedy() {
     let directory = directory();
     let _running = serve(&directory, &["--null=64M", "--num-queues=1"]);

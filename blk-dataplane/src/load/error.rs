@@ -79,6 +79,9 @@ pub enum LoadError {
         /// The feature.
         feature: &'static str,
     },
+    /// It was to end at once ([`run_until`](super::run_until)), and has nothing to report.
+    #[error("interrupted")]
+    Interrupted,
     /// What the back-end wrote into a ring makes no sense. Its fault.
     #[error("{}: queue {queue}: {fault}", socket.display())]
     Ring {

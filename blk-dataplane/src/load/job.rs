@@ -5,7 +5,7 @@ mod phases;
 mod requests;
 mod waiting;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use nix::sys::eventfd::EventFd;
 use nix::time::ClockId;
@@ -33,6 +33,33 @@ pub(super) struct Shared {
     pub(super) completed: AtomicU64,
     /// The measured span has begun.
     pub(super) measuring: AtomicBool,
+}
+
+/// What threads are told while they run.
+#[derive(Debug, Default)]
+pub(super) struct Orders(AtomicU8);
+
+impl Orders {
+    const FINISH: u8 = 1;
+    const ABORT: u8 = 2;
+
+    /// End the measured span now, and do what comes after it.
+    pub(super) fn finish(&self) {
+        self.0.fetch_max(Self::FINISH, Ordering::Relaxed);
+    }
+
+    /// End at once, with nothing to tell.
+    pub(super) fn abort(&self) {
+        self.0.store(Self::ABORT, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_finish(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::FINISH
+    }
+
+    pub(super) fn is_abort(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::ABORT
+    }
 }
 
 /// When the thread does what.
@@ -83,7 +110,7 @@ pub(super) struct JobParts<'a, R> {
     pub(super) kick: &'a EventFd,
     pub(super) call: &'a EventFd,
     pub(super) shared: &'a Shared,
-    pub(super) stop: &'a AtomicBool,
+    pub(super) orders: &'a Orders,
 }
 
 pub(super) struct Job<'a, R> {
@@ -102,7 +129,7 @@ pub(super) struct Job<'a, R> {
     kick: &'a EventFd,
     call: &'a EventFd,
     shared: &'a Shared,
-    stop: &'a AtomicBool,
+    orders: &'a Orders,
 
     phase: Phase,
     /// When the phase ends, if time ends it.
@@ -140,7 +167,7 @@ impl<'a, R: Ring> Job<'a, R> {
             kick: parts.kick,
             call: parts.call,
             shared: parts.shared,
-            stop: parts.stop,
+            orders: parts.orders,
             phase: Phase::Ramp,
             phase_end: 0,
             to_issue: u64::MAX,
@@ -156,7 +183,7 @@ impl<'a, R: Ring> Job<'a, R> {
         })
     }
 
-    /// Runs until the schedule is done and nothing is in flight; `None` if it was stopped before.
+    /// Runs until the schedule is done and nothing is in flight; `None` if it was aborted before.
     ///
     /// # Errors
     ///
@@ -195,7 +222,7 @@ impl<'a, R: Ring> Job<'a, R> {
                     verified,
                     ..outcome
                 }));
-            } else if self.stop.load(Ordering::Relaxed) {
+            } else if self.orders.is_abort() {
                 return Ok(None);
             } else if self.schedule.poll {
                 std::hint::spin_loop();
@@ -206,7 +233,7 @@ impl<'a, R: Ring> Job<'a, R> {
                 }
             } else {
                 self.sleep();
-                if CHECKED && self.schedule.rate.is_some() {
+                if self.orders.is_finish() || (CHECKED && self.schedule.rate.is_some()) {
                     self.look_at_the_clock::<CHECKED>();
                 }
             }

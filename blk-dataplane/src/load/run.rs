@@ -1,10 +1,10 @@
 //! Connects, starts a thread for each queue, and gathers what they measured.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::error::LoadError;
 use super::front_end::FrontEnd;
-use super::job::{Job, JobParts, Outcome, Schedule, Shared, Slices};
+use super::job::{Job, JobParts, Orders, Outcome, Schedule, Shared, Slices};
 use super::measure::Clock;
 use super::options::LoadOptions;
 use super::report::Report;
@@ -35,6 +35,30 @@ use crate::SECTOR_SIZE;
 pub fn run(
     sockets: &[PathBuf],
     options: &LoadOptions,
+    progress: impl FnMut(&Progress),
+) -> Result<Report, LoadError> {
+    run_with(sockets, options, None, progress)
+}
+
+/// Like [`run`], until `until` becomes readable: then the measured span ends, and the report is of what was
+/// measured so far. It is read (an eventfd, a signalfd); if it becomes readable again, all ends at once.
+///
+/// # Errors
+///
+/// Those of [`run`], and [`LoadError::Interrupted`].
+pub fn run_until(
+    sockets: &[PathBuf],
+    options: &LoadOptions,
+    until: impl AsFd,
+    progress: impl FnMut(&Progress),
+) -> Result<Report, LoadError> {
+    run_with(sockets, options, Some(until.as_fd()), progress)
+}
+
+fn run_with(
+    sockets: &[PathBuf],
+    options: &LoadOptions,
+    until: Option<BorrowedFd<'_>>,
     progress: impl FnMut(&Progress),
 ) -> Result<Report, LoadError> {
     options.check()?;
@@ -68,7 +92,8 @@ pub fn run(
         devices: &devices,
         clock: Clock::start(),
         backend_clock,
-        stop: AtomicBool::new(false),
+        until,
+        orders: Orders::default(),
         ended: AtomicUsize::new(0),
         ended_fd: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| LoadError::host("eventfd", errno))?,
@@ -143,7 +168,9 @@ pub(super) struct Load<'a> {
     pub(super) devices: &'a [FrontEnd],
     clock: Clock,
     backend_clock: Option<ClockId>,
-    pub(super) stop: AtomicBool,
+    /// Readable when the load is to end before its time.
+    pub(super) until: Option<BorrowedFd<'a>>,
+    pub(super) orders: Orders,
     /// Threads that have ended, and what tells of each.
     pub(super) ended: AtomicUsize,
     pub(super) ended_fd: EventFd,
@@ -179,14 +206,14 @@ impl Load<'_> {
                 match spawned {
                     Ok(handle) => handles.push(handle),
                     Err(error) => {
-                        self.stop_all();
+                        self.abort();
                         return Err(LoadError::host("cannot start a thread", error));
                     }
                 }
             }
             let watched = watch.until_all_ended(handles.len());
             if watched.is_err() {
-                self.stop_all();
+                self.abort();
             }
             let mut outcomes = Vec::new();
             let mut failed = None;
@@ -218,7 +245,7 @@ impl Load<'_> {
         let result = self.prepared_job(place, number, shared);
         if result.is_err() {
             // The others would go on to their end for nothing.
-            self.stop_all();
+            self.abort();
         }
         result
     }
@@ -288,7 +315,7 @@ impl Load<'_> {
             kick: &notifiers.kick,
             call: &notifiers.call,
             shared,
-            stop: &self.stop,
+            orders: &self.orders,
         });
         job.ok_or_else(no_memory)?.run().map_err(JobError::Fault)
     }
@@ -318,8 +345,18 @@ impl Load<'_> {
     }
 
     /// Ends every thread, whatever it waits for.
-    fn stop_all(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+    fn abort(&self) {
+        self.orders.abort();
+        self.wake_all();
+    }
+
+    /// Ends the measured span.
+    pub(super) fn finish(&self) {
+        self.orders.finish();
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         for notifiers in self.devices.iter().flat_map(|device| &device.notifiers) {
             // A back-end could fill it up; then nobody sleeps on it.
             let fd = &notifiers.call;

@@ -69,7 +69,7 @@ impl<'a, P: FnMut(&Progress)> Watch<'a, P> {
     pub(super) fn until_all_ended(&mut self, threads: usize) -> Result<(), LoadError> {
         while self.load.ended.load(Ordering::Acquire) < threads {
             self.wait()?;
-            if self.load.stop.load(Ordering::Relaxed) {
+            if self.load.orders.is_abort() {
                 // A job has failed, and says why itself.
                 return Ok(());
             }
@@ -93,6 +93,7 @@ impl<'a, P: FnMut(&Progress)> Watch<'a, P> {
                 .iter()
                 .map(|&(device, queue)| watched(devices[device].notifiers[queue].err.as_fd())),
         );
+        fds.extend(self.load.until.map(watched));
         let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::MAX);
         if poll(&mut fds, timeout).is_err() {
             return Ok(());
@@ -109,6 +110,16 @@ impl<'a, P: FnMut(&Progress)> Watch<'a, P> {
                     during: During::Load,
                 });
             }
+        }
+        if let Some(until) = self.load.until
+            && ready.last() == Some(&true)
+        {
+            // As large as what a signalfd gives; an eventfd gives less.
+            let _ = nix::unistd::read(until, &mut [0; 128]);
+            if self.load.orders.is_finish() {
+                return Err(LoadError::Interrupted);
+            }
+            self.load.finish();
         }
         let mut errs = self.queues.iter().zip(&ready[1 + devices.len()..]);
         match errs.find(|(_, ready)| **ready) {

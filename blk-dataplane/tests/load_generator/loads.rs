@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blk_dataplane::RequestSnapshot;
-use blk_dataplane::load::{self, LoadOptions, Pattern, Report};
+use blk_dataplane::load::{self, LoadError, LoadOptions, Pattern, Report};
+use event_poll::EventNotifier;
 use serde_json::Value;
 
+use crate::fake::{Fake, Manners};
 use crate::support::front_end::Served;
 use crate::support::scratch::{Kind, Scratch, null_device};
 use crate::support::{Watchdog, eventually};
@@ -223,6 +225,74 @@ fn time_ends_a_load_and_progress_is_told_meanwhile() {
     );
     assert!(told.is_sorted_by_key(|progress| progress.completed));
     assert_eq!(told[0].total, options.runtime);
+}
+
+#[test]
+fn load_that_is_ended_early_reports_what_was_measured() {
+    let _watchdog = Watchdog::start();
+    let scratch = Scratch::zeroed(Kind::Shm, 1 << 20);
+    let device = scratch.device();
+    let served = Served::new(device.clone());
+    let sockets = [served.path.clone()];
+    let polls = LoadOptions {
+        poll: true,
+        ..endless()
+    };
+    let paced = LoadOptions {
+        rate_iops: Some(200),
+        ..endless()
+    };
+    // Its next request would be due in a second.
+    let idle = LoadOptions {
+        rate_iops: Some(1),
+        ..endless()
+    };
+    let ramping = LoadOptions {
+        ramp_time: Duration::from_secs(3600),
+        ..endless()
+    };
+    for options in [endless(), polls, paced, idle, ramping] {
+        let options = LoadOptions {
+            verify: true,
+            rw: Pattern::RandRw,
+            ..options
+        };
+        let ending = EventNotifier::new().unwrap();
+        let end = ending.try_clone().unwrap();
+        let device = device.clone();
+        let before = device.counters().requests;
+        let ender = std::thread::spawn(move || {
+            eventually("a request", || device.counters().requests > before);
+            // The others are on their way.
+            std::thread::sleep(Duration::from_millis(100));
+            end.notify().unwrap();
+        });
+        let report = load::run_until(&sockets, &options, &ending, |_| ()).unwrap();
+        ender.join().unwrap();
+        assert_right(&report, &options);
+        // The one request of a second may have been seen too late.
+        let measures = options.ramp_time.is_zero() && options.rate_iops != Some(1);
+        assert!(report.total_ios > 0 || !measures, "{options:?}");
+        assert!(report.total_ios == 0 || options.ramp_time.is_zero());
+    }
+}
+
+#[test]
+fn second_order_to_end_ends_a_load_that_cannot_end() {
+    let _watchdog = Watchdog::start();
+    let fake = Fake::new(Manners::default());
+    let ending = EventNotifier::new().unwrap();
+    let end = ending.try_clone().unwrap();
+    let ender = std::thread::spawn(move || {
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(200));
+            end.notify().unwrap();
+        }
+    });
+    let sockets = [fake.path.clone()];
+    let error = load::run_until(&sockets, &endless(), &ending, |_| ()).unwrap_err();
+    ender.join().unwrap();
+    assert!(matches!(error, LoadError::Interrupted), "{error}");
 }
 
 #[test]

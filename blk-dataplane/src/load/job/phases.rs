@@ -35,7 +35,7 @@ impl<R: Ring> Job<'_, R> {
     #[inline]
     pub(super) fn advance(&mut self, now: u64) {
         let all_done = self.to_issue == 0 && self.completed == self.issued;
-        if now >= self.phase_end || all_done {
+        if now >= self.phase_end || all_done || self.orders.is_finish() {
             self.change_phase(now);
         }
     }
