@@ -43,7 +43,12 @@ impl<R: Ring> Job<'_, R> {
     #[cold]
     fn change_phase(&mut self, now: u64) {
         match self.phase {
-            Phase::Ramp => self.begin(now),
+            Phase::Ramp => {
+                self.begin(now);
+                if self.orders.is_finish() {
+                    self.end(now);
+                }
+            }
             Phase::Measured => self.end(now),
             Phase::Draining | Phase::Checking => {}
         }
