@@ -25,7 +25,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: Option<u16>,
 
-    /// Seconds of each measurement [default: 1; 0.3 if quick].
+    /// Seconds of each measurement [default: 0.8; 0.3 if quick].
     #[arg(long, value_name = "SECONDS")]
     pub runtime: Option<f64>,
 
@@ -95,7 +95,7 @@ impl Arguments {
     }
 
     pub(crate) fn runtime(&self) -> f64 {
-        self.runtime.unwrap_or(if self.quick { 0.3 } else { 1.0 })
+        self.runtime.unwrap_or(if self.quick { 0.3 } else { 0.8 })
     }
 
     /// Seconds before each measurement that do not count: polling has learnt, caches are warm.
