@@ -76,6 +76,10 @@ pub(super) struct Schedule {
     pub(super) poll: bool,
     /// Requests made available at once, at most.
     pub(super) batch: u16,
+    /// One look at the clock for all that is taken together.
+    pub(super) reduced_clock: bool,
+    /// Nanoseconds to be busy with each request before it is made available.
+    pub(super) think: u64,
 }
 
 /// What the queue did in the measured span.
@@ -247,7 +251,7 @@ impl<'a, R: Ring> Job<'a, R> {
         self.issue_all::<CHECKED>(now);
     }
 
-    /// Takes what has completed, at most as much as can be in flight. One look at the clock is for all of it.
+    /// Takes what has completed, at most as much as can be in flight.
     // A function of its own for whoever counts instructions.
     #[inline(never)]
     fn harvest<const CHECKED: bool>(&mut self) -> Result<u64, RingFault> {
@@ -260,6 +264,10 @@ impl<'a, R: Ring> Job<'a, R> {
                 break;
             };
             let request = request?;
+            if !self.schedule.reduced_clock {
+                self.tallies.settle(now);
+                now = self.clock.now();
+            }
             let slot = &self.requests.slots[usize::from(request)];
             if slot.started == now {
                 // It was made meanwhile, and has not taken no time.
@@ -291,6 +299,7 @@ impl<'a, R: Ring> Job<'a, R> {
                 self.verify(request, done);
             }
             if self.free.len() >= batch {
+                // Made available at once, so that one time will do for the end of the one and the start of the other.
                 self.issue_all::<CHECKED>(now);
             }
         }
@@ -317,6 +326,9 @@ impl<'a, R: Ring> Job<'a, R> {
             }
             self.to_issue -= count as u64;
             self.issued += count as u64;
+            if self.schedule.think != 0 {
+                self.think(count as u64);
+            }
             self.publish();
             if count < batch {
                 break;
@@ -343,6 +355,15 @@ impl<'a, R: Ring> Job<'a, R> {
         self.shared
             .completed
             .store(self.completed, Ordering::Relaxed);
+    }
+
+    /// Is busy for as long as `count` requests are to take.
+    #[cold]
+    fn think(&self, count: u64) {
+        let until = self.clock.now() + self.schedule.think.saturating_mul(count);
+        while self.clock.now() < until {
+            std::hint::spin_loop();
+        }
     }
 
     /// Makes all requests that there are, `most` at most, those that were used last first: they are in a cache.

@@ -125,6 +125,13 @@ pub struct LoadOptions {
     /// Requests that are made available at once, with one decision whether to kick. 1 is what fio does by itself, and
     /// a guest whose requests come from many places; more is a guest that plugs.
     pub iodepth_batch: u16,
+    /// One look at the clock for all completions that are taken together, instead of one for each. Cheaper, and less
+    /// exact. As fio's option of that name.
+    pub gtod_reduce: bool,
+    /// Processor time that the client spends on each request before it makes it available: what a guest's kernel and
+    /// programs do with the one before. By the clock, busy.
+    #[serde(serialize_with = "seconds")]
+    pub thinktime: Duration,
     /// Queues of each device, each with a thread of its own.
     pub numjobs: u16,
     /// How long is measured; [`DEFAULT_RUNTIME`] if neither this nor `number_ios` is given.
@@ -191,6 +198,8 @@ impl Default for LoadOptions {
             bs: 4096,
             iodepth: 32,
             iodepth_batch: 1,
+            gtod_reduce: false,
+            thinktime: Duration::ZERO,
             numjobs: 1,
             runtime: None,
             ramp_time: Duration::ZERO,

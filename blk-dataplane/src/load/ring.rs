@@ -126,14 +126,12 @@ impl Chains {
         &self.descriptors[first..first + self.lens[request]]
     }
 
-    /// Has them made for this kind; whether they are others than before.
+    /// Has them made for this kind.
     #[inline]
-    fn turn_to(&mut self, request: usize, kind: Kind) -> bool {
-        if self.kinds[request] == Some(kind) {
-            return false;
+    fn turn_to(&mut self, request: usize, kind: Kind) {
+        if self.kinds[request] != Some(kind) {
+            self.make(request, kind);
         }
-        self.make(request, kind);
-        true
     }
 
     #[cold]
@@ -308,9 +306,9 @@ impl Ring for SplitClient {
     #[inline]
     fn offer(&mut self, request: u16, kind: Kind) {
         let at = usize::from(request);
-        if self.chains.turn_to(at, kind) {
-            self.write(at);
-        }
+        self.chains.turn_to(at, kind);
+        // Each time, though they are mostly the same: drivers do, since their next request has other buffers.
+        self.write(at);
         let head = self.heads[at];
         if let Some(entry) = self.requests.get_mut(usize::from(head)) {
             *entry = request;

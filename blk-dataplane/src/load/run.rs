@@ -309,6 +309,8 @@ impl Load<'_> {
                 rate: options.rate_iops,
                 poll: options.poll,
                 batch: options.iodepth_batch,
+                reduced_clock: options.gtod_reduce,
+                think: nanoseconds(options.thinktime),
             },
             clock: self.clock,
             backend_clock: self.backend_clock,
