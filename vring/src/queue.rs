@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vm_memory::GuestMemory;
+use vm_memory::{GuestAddress, GuestMemory};
 
 use crate::base::RingBase;
 use crate::chain::Chain;
@@ -149,6 +149,23 @@ impl<M: GuestMemory> Queue<M> {
     #[inline]
     pub fn should_notify(&mut self) -> bool {
         forward!(self, queue => queue.should_notify())
+    }
+
+    /// Where the first buffer of the next chain is said to be, if that can be told for next to nothing: for a prefetch.
+    /// Nothing is checked, and the pop that follows may find something else. Never of a packed ring, whose next
+    /// descriptor says whether it is available only when it is read.
+    #[inline]
+    pub fn next_buffer(&self) -> Option<GuestAddress> {
+        match self {
+            Self::Packed(_) => None,
+            Self::Split(queue) => queue.next_buffer(),
+        }
+    }
+
+    /// Whether [`publish`](Self::publish) marks what it has written in the memory's dirty bitmap, if that has one; at
+    /// first it does. A device whose memory nobody migrates at present may do without.
+    pub fn set_marks_dirty(&mut self, marks: bool) {
+        forward!(self, queue => queue.set_marks_dirty(marks));
     }
 
     /// Asks the driver not to kick while the device is polling anyway. A hint: kicks may come.

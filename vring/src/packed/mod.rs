@@ -112,6 +112,8 @@ pub struct PackedQueue<M> {
     fault_reported: bool,
     /// The memory map no longer holds the ring: it must not be touched any more.
     lost: bool,
+    /// Whether what is published is marked in the memory's dirty bitmap.
+    marks_dirty: bool,
 }
 
 impl<M> fmt::Debug for PackedQueue<M> {
@@ -180,6 +182,7 @@ impl<M: GuestMemory> PackedQueue<M> {
             fault: None,
             fault_reported: false,
             lost: false,
+            marks_dirty: true,
         })
     }
 
@@ -306,12 +309,21 @@ impl<M: GuestMemory> PackedQueue<M> {
             return 0;
         }
         self.rings.publish_tail(self.used, self.first_staged);
-        self.rings.mark_used_dirty(self.used, self.next_used);
+        if self.marks_dirty {
+            self.rings.mark_used_dirty(self.used, self.next_used);
+        }
         let passed = self.next_used.wrapping_sub(self.used);
         self.unsignalled = self.unsignalled.saturating_add(u32::from(passed));
         self.used = self.next_used;
         self.staged = 0;
         count
+    }
+
+    /// Whether [`publish`](Self::publish) marks what it has written in the memory's dirty bitmap, if that has one; at
+    /// first it does. The look-up costs as much as the rest of a publication: a device whose memory nobody
+    /// migrates at present may do without.
+    pub fn set_marks_dirty(&mut self, marks: bool) {
+        self.marks_dirty = marks;
     }
 
     /// Whether [`pop`](Self::pop) would find something: a chain, or a fault to report.

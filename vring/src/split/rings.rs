@@ -106,14 +106,17 @@ impl<M: GuestMemory> SplitRings<M> {
         self.addresses
     }
 
-    /// Has the first descriptor of the chain at `position` of the available ring brought nearer.
+    /// Has the first descriptors of the chain at `position` of the available ring brought nearer: three of them, as
+    /// most requests have, are in one line or two.
     ///
     /// The head is read for this alone, and read again when the chain's turn comes: it is masked,
     /// and nothing is decided on it.
     #[inline]
     pub(crate) fn prefetch_chain(&self, position: u16) {
         let index = self.avail_entry(position);
-        self.descriptors.prefetch(self.slot(index) * DESCRIPTOR_LEN);
+        let first = self.slot(index) * DESCRIPTOR_LEN;
+        self.descriptors.prefetch(first);
+        self.descriptors.prefetch(first + 2 * DESCRIPTOR_LEN);
     }
 
     /// The descriptor table. A value of its own, which no store to elsewhere can change, so that the
