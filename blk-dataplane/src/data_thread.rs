@@ -57,9 +57,12 @@ use crate::notifier::{Notifier, SharedNotifier};
 const BATCH_MAX: usize = 128;
 
 /// The same where an operation has come to its end when the call that submits it returns: the guest takes what has
-/// been done and makes new requests while the thread does the next ones. Measured on the null device at depth 64:
-/// batches of 16 to 32 are the fastest, those of 8 and of 64 an eighth slower.
-const INLINE_BATCH_MAX: usize = 16;
+/// been done and makes new requests while the thread does the next ones, and a guest that is as fast as the device
+/// seldom finds nothing and sleeps. docs/performance.md has the measurements.
+const INLINE_BATCH_MAX: usize = 8;
+
+/// And where the guest looks for completions by itself: it does not fall asleep, and a pass costs less for each.
+const INLINE_BATCH_POLLED: usize = 16;
 
 /// Longest sleep of a thread that serves a queue which nobody kicks: what epoll_wait(2) can tell apart.
 const POLLED_INTERVAL: Duration = Duration::from_millis(1);
@@ -317,10 +320,12 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             return false;
         };
         let of_queue = &queue_counters[index].requests;
-        let batch_max = if executor.ioq().completes_on_submit() {
-            INLINE_BATCH_MAX
-        } else {
+        let batch_max = if !executor.ioq().completes_on_submit() {
             BATCH_MAX
+        } else if queue.guest_polls() {
+            INLINE_BATCH_POLLED
+        } else {
+            INLINE_BATCH_MAX
         };
         for fetched in 0..batch_max {
             if !executor.has_room() {
@@ -329,6 +334,10 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             }
             match queue.pop(chain, counters, of_queue) {
                 Fetched::Chain(head) => {
+                    // The next one's header, while this one is started.
+                    if let Some(addr) = queue.ring.queue().next_buffer() {
+                        hot.prefetch(addr);
+                    }
                     match executor.start(queue.index, queue.accepted, head, chain, hot) {
                         Started::InFlight => {}
                         Started::Finished { head, used_len } => queue.push(head, used_len),

@@ -134,8 +134,8 @@ fn z3_a_log_that_nobody_reads_holds_up_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let mut command = program(&directory);
     command.args([
-        "--device=null=1M,socket-path=good",
-        "--device=null=1M,socket-path=bad",
+        "--device=null=1M,read-zeroes=on,socket-path=good",
+        "--device=null=1M,read-zeroes=on,socket-path=bad",
     ]);
     let (mut running, _) = Running::start(command);
     // A small pipe, filled with a line or more each.

@@ -186,6 +186,9 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             Command::SetLogged { notifier } => self.logged = notifier,
             Command::SetMarksDirty { marks, reply } => {
                 self.executor.set_marks_dirty(marks);
+                for queue in self.queues.iter_mut().flatten() {
+                    queue.ring.notifications().set_marks_dirty(marks);
+                }
                 let _ = reply.send(());
             }
             Command::SetWriteback { writeback, reply } => {
@@ -216,6 +219,8 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             parts.cache,
             parts.accepted,
         );
+        let marks = self.executor.marks_dirty();
+        queue.ring.notifications().set_marks_dirty(marks);
         queue.polled = parts.kick.is_none();
         queue.kick = parts.kick;
         queue.call = parts.call;

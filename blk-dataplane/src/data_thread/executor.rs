@@ -290,6 +290,11 @@ impl<M: GuestMemoryBackend> Executor<M> {
 
     /// Whether what the kernel writes to guest memory is to be marked as dirty. Of requests that end from
     /// then on.
+    pub(super) fn marks_dirty(&self) -> bool {
+        self.marks_dirty
+    }
+
+    /// See [`marks_dirty`](Self::marks_dirty).
     pub(super) fn set_marks_dirty(&mut self, marks: bool) {
         self.marks_dirty = marks;
     }

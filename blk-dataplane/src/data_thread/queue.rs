@@ -36,6 +36,8 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     /// Whoever waits for the queue to stop. Set: no more fetching, but of what a predecessor has left.
     pub(super) stopping: Option<Sender<Option<RingBase>>>,
     unpublished: bool,
+    /// Publications since the last interrupt.
+    quiet: u32,
 }
 
 impl<M: GuestMemoryBackend> std::fmt::Debug for QueueState<M> {
@@ -49,6 +51,10 @@ impl<M: GuestMemoryBackend> std::fmt::Debug for QueueState<M> {
             .finish_non_exhaustive()
     }
 }
+
+/// Publications without an interrupt after which a guest counts as one that polls. One that sleeps wants some hundred
+/// interrupts for as many, even while it is busy.
+const QUIET_PUBLICATIONS: u32 = 512;
 
 /// What a pop found.
 pub(super) enum Fetched {
@@ -81,6 +87,7 @@ impl<M: GuestMemoryBackend> QueueState<M> {
             starved: false,
             stopping: None,
             unpublished: false,
+            quiet: 0,
         }
     }
 
@@ -160,9 +167,18 @@ impl<M: GuestMemoryBackend> QueueState<M> {
         }
         self.ring.publish();
         if self.ring.notifications().should_notify() {
+            self.quiet = 0;
             self.interrupt(counters);
+        } else {
+            self.quiet = self.quiet.saturating_add(1);
         }
         true
+    }
+
+    /// Whether the guest seems to look for completions by itself: one that sleeps at times wants an interrupt before
+    /// long.
+    pub(super) fn guest_polls(&self) -> bool {
+        self.quiet >= QUIET_PUBLICATIONS
     }
 
     /// Interrupts the guest, if there is a way to.

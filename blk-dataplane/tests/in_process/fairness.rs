@@ -244,12 +244,12 @@ fn z1_full_queues_of_large_requests_are_held_back_and_all_served() {
 fn idle_device_sleeps() {
     let (vmm, mut queue) = single(&null_device(1 << 20));
     queue.answer(&Request::read(0, 512));
-    eventually("the device to sleep", || vmm.plane.counters().sleeps > 0);
-    // Nothing to do: at most the sleep that begins now is counted.
-    let before = vmm.plane.counters();
-    std::thread::sleep(Duration::from_millis(50));
-    let after = vmm.plane.counters();
-    assert!(after.sleeps <= before.sleeps + 1, "it wakes for nothing");
+    // However long it takes to come to rest on a busy machine.
+    eventually("the device to sleep and not to wake", || {
+        let before = vmm.plane.counters().sleeps;
+        std::thread::sleep(Duration::from_millis(50));
+        before > 0 && vmm.plane.counters().sleeps == before
+    });
 }
 
 fn polling_device(poll_max: Duration) -> Device {
