@@ -511,7 +511,9 @@ mod tests {
                     assert_eq!(after.requests - before.requests, 3200, "{context}");
                     assert_eq!(after.sleeps - before.sleeps, 100, "{context}");
                     if access == Access::SequentialRead && file.is_some() {
-                        assert_eq!(after.operations - before.operations, 100);
+                        // Of 32 each, or of a smaller fetch where they come back with the call.
+                        let operations = after.operations - before.operations;
+                        assert!((100..=400).contains(&operations), "{operations}");
                     }
                 }
             }

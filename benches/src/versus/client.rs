@@ -36,6 +36,9 @@ pub(crate) fn load_generator(
     add("rw", load.rw.to_owned());
     add("bs", load.bs.to_owned());
     add("iodepth", load.depth.to_string());
+    if let Some(thinktime) = load.thinktime {
+        add("thinktime", thinktime.to_owned());
+    }
     if let Some(rate) = load.rate {
         add("rate-iops", rate.to_string());
     }
@@ -48,7 +51,8 @@ pub(crate) fn load_generator(
     add("backend-pid", pid.to_owned());
     add("output-format", "json".to_owned());
     if load.polls {
-        words.push("--poll".to_owned());
+        // A client that polls is to take as little of the time as it can.
+        words.extend(["--poll".to_owned(), "--gtod-reduce".to_owned()]);
     }
     words
 }
@@ -139,6 +143,7 @@ mod tests {
             bs: "4k",
             depth: 32,
             polls: true,
+            thinktime: Some("2us"),
             rate: Some(5000),
             devices: 2,
             memory_regions: 509,
@@ -147,8 +152,9 @@ mod tests {
         let words = load_generator(Path::new("x"), &load, &sockets, "$!", 1, 1.0, 0.2);
         assert_eq!(
             words.join(" "),
-            "x bench --socket-path /a --socket-path /b --rw randread --bs 4k --iodepth 32 --rate-iops 5000 \
-             --memory-regions 509 --runtime 1 --ramp-time 0.2 --cpus 1 --backend-pid $! --output-format json --poll"
+            "x bench --socket-path /a --socket-path /b --rw randread --bs 4k --iodepth 32 --thinktime 2us \
+             --rate-iops 5000 --memory-regions 509 --runtime 1 --ramp-time 0.2 --cpus 1 --backend-pid $! \
+             --output-format json --poll --gtod-reduce"
         );
     }
 }

@@ -17,6 +17,7 @@ const IDLE_LOAD: Load = Load {
     bs: "4k",
     depth: 32,
     polls: false,
+    thinktime: None,
     rate: None,
     devices: 1,
     memory_regions: 1,

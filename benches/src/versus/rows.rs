@@ -21,6 +21,8 @@ pub(crate) struct Load {
     pub(crate) depth: u16,
     /// The guest spins on the used ring; else it sleeps for its interrupt, as Linux's driver does.
     pub(crate) polls: bool,
+    /// Time that the guest is busy with each request, as fio's option has it.
+    pub(crate) thinktime: Option<&'static str>,
     /// Requests a second, if they are paced.
     pub(crate) rate: Option<u32>,
     pub(crate) devices: u16,
@@ -33,6 +35,7 @@ const LOAD: Load = Load {
     bs: "4k",
     depth: 1,
     polls: false,
+    thinktime: None,
     rate: None,
     devices: 1,
     memory_regions: 1,
@@ -231,6 +234,16 @@ fn null_rows() -> Vec<Row> {
         }
         .bar(Metric::Rate, Against::Qemu, Limit::AtLeast(4.3))
         .bar(Metric::BackendCpu, Against::Qemu, Limit::AtMost(1.0 / 4.3)),
+        Row::new(
+            "null-d32-busy",
+            "null device, 4 KiB reads, depth 32, client sleeping, and busy for 0.1 us with each request",
+            Image::Null,
+            Load {
+                depth: 32,
+                thinktime: Some("100ns"),
+                ..LOAD
+            },
+        ),
         Row {
             ours: polling,
             ..Row::new(
@@ -293,6 +306,27 @@ fn tmpfs_rows() -> Vec<Row> {
             row = row.point(Series::Latency, 32);
         }
         rows.push(row);
+        // The back-end's own work, without what it takes to wake a client, which a bare loop has not got either.
+        rows.push(
+            Row {
+                floors: &[Floor::Libaio],
+                peers: Peers::QemuNative,
+                ..Row::new(
+                    format!("tmpfs-{rw}-d32-poll"),
+                    format!("tmpfs image, 4 KiB {rw}, depth 32, client polling"),
+                    Image::Tmpfs,
+                    Load {
+                        polls: true,
+                        ..load
+                    },
+                )
+            }
+            .bar(
+                Metric::BackendCpu,
+                Against::Floor(Floor::Libaio),
+                Limit::AtMost(1.2),
+            ),
+        );
     }
     rows.push(
         Row {
@@ -361,6 +395,28 @@ fn tmpfs_rows() -> Vec<Row> {
                 Load {
                     bs: "64k",
                     depth: 16,
+                    ..LOAD
+                },
+            )
+        }
+        .bar(
+            Metric::Rate,
+            Against::Floor(Floor::Libaio),
+            Limit::AtLeast(1.0 / 1.1),
+        ),
+    );
+    rows.push(
+        Row {
+            floors: &[Floor::Libaio],
+            peers: Peers::QemuNative,
+            ..Row::new(
+                "tmpfs-64k-d16-poll",
+                "tmpfs image, 64 KiB randread, depth 16, client polling",
+                Image::Tmpfs,
+                Load {
+                    bs: "64k",
+                    depth: 16,
+                    polls: true,
                     ..LOAD
                 },
             )
