@@ -13,7 +13,9 @@ release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 [[ -n $release ]] || { echo "error: /etc/os-release has no VERSION_CODENAME" >&2; exit 1; }
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 [[ -r $keyring ]] || { echo "error: $keyring is missing: apt-get install debian-archive-keyring" >&2; exit 1; }
-mirror=${DEBIAN_MIRROR:-}
+# The one that apt is set up with, unless told otherwise.
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" | head -n 1)}
+[[ -n $mirror ]] || { echo "error: apt knows no mirror of $release: apt-get update, or set DEBIAN_MIRROR" >&2; exit 1; }
 
 work=$PWD/target/peers/apt
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
