@@ -357,6 +357,7 @@ impl<M: GuestMemoryBackend> DataThread<M> {
             }
             counters.requests.add(1);
         }
+        queue.more = executor.is_null() && queue.may_fetch();
         true
     }
 
@@ -387,13 +388,14 @@ impl<M: GuestMemoryBackend> DataThread<M> {
                  queue,
                  head,
                  used_len,
+                 len,
              }| {
                 room = true;
                 if let Some(queue) = queues
                     .get_mut(usize::from(queue))
                     .and_then(|q| q.as_deref_mut())
                 {
-                    queue.push(head, used_len);
+                    queue.push_moved(head, used_len, len);
                 }
             },
         );

@@ -107,6 +107,8 @@ pub(super) struct Finished {
     pub(super) queue: u16,
     pub(super) head: Head,
     pub(super) used_len: u32,
+    /// Bytes of data it has moved.
+    pub(super) len: u64,
 }
 
 #[derive(Debug)]
@@ -142,6 +144,7 @@ pub(super) struct Executor<M> {
     capacity: Arc<Capacity>,
     /// Whether a read that went well has written anything.
     reads_write: bool,
+    is_null: bool,
     serial: [u8; ID_LEN],
     lifetime: Option<Arc<Lifetime>>,
     counters: Arc<Counters>,
@@ -248,6 +251,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             losses: SigbusGuard::losses(),
             geometry: device.geometry(),
             capacity: device.capacity_in_force(),
+            is_null: matches!(device.backing(), Backing::Null { .. }),
             reads_write: !matches!(
                 device.backing(),
                 Backing::Null {
@@ -308,6 +312,11 @@ impl<M: GuestMemoryBackend> Executor<M> {
     #[inline]
     fn was_lost(&self, chain: &Chain, memory: &M) -> bool {
         SigbusGuard::losses() != self.losses && is_lost(chain, memory)
+    }
+
+    /// Whether operations cost nothing.
+    pub(super) fn is_null(&self) -> bool {
+        self.is_null
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -447,7 +456,21 @@ impl<M: GuestMemoryBackend> Executor<M> {
                 len,
             },
         );
-        if let Some(count) = in_place {
+        if self.is_null && in_place.is_some() {
+            // There is nothing to be gained by merging what costs nothing.
+            if self
+                .buffers
+                .queue_one(&mut self.ioq, transfer, offset, slot)
+            {
+                self.counters.operations.add(1);
+            } else if let Some(memory) = self.buffers.memory(slot).cloned() {
+                let owner = Owner::Guest {
+                    first: slot,
+                    memory,
+                };
+                self.done.push_back((owner, Outcome::Failed));
+            }
+        } else if let Some(count) = in_place {
             let plugged = self.merger.plug(iosched::Request {
                 op,
                 offset,

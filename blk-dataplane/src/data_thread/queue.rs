@@ -38,6 +38,11 @@ pub(super) struct QueueState<M: GuestMemoryBackend> {
     unpublished: bool,
     /// Publications since the last interrupt.
     quiet: u32,
+    /// Something was published, and whether the guest wants an interrupt has not been asked since; how many bytes
+    /// of data.
+    held: Option<u64>,
+    /// The last fetch left more in the ring, to be done at once.
+    pub(super) more: bool,
 }
 
 impl<M: GuestMemoryBackend> std::fmt::Debug for QueueState<M> {
@@ -55,6 +60,11 @@ impl<M: GuestMemoryBackend> std::fmt::Debug for QueueState<M> {
 /// Publications without an interrupt after which a guest counts as one that polls. One that sleeps wants some hundred
 /// interrupts for as many, even while it is busy.
 const QUIET_PUBLICATIONS: u32 = 512;
+
+/// Bytes of data that a guest may have been given back without an interrupt, while more are given back at once: a
+/// microsecond of them. Of the null device only. On tmpfs, where they take as long as the guest does to wake, it gained
+/// nothing (docs/performance.md).
+const HELD_BYTES_MAX: u64 = 64 << 10;
 
 /// What a pop found.
 pub(super) enum Fetched {
@@ -88,6 +98,8 @@ impl<M: GuestMemoryBackend> QueueState<M> {
             stopping: None,
             unpublished: false,
             quiet: 0,
+            held: None,
+            more: false,
         }
     }
 
@@ -160,19 +172,35 @@ impl<M: GuestMemoryBackend> QueueState<M> {
         self.unpublished = true;
     }
 
+    /// As [`push`](Self::push), of a request that moved `len` bytes.
+    #[inline]
+    pub(super) fn push_moved(&mut self, head: Head, used_len: u32, len: u64) {
+        self.push(head, used_len);
+        self.held = Some(self.held.unwrap_or(0).saturating_add(len));
+    }
+
     /// True if there was anything.
     pub(super) fn publish(&mut self, counters: &Counters) -> bool {
-        if !std::mem::take(&mut self.unpublished) {
+        let published = std::mem::take(&mut self.unpublished);
+        let more = std::mem::take(&mut self.more);
+        if published {
+            self.ring.publish();
+        } else if self.held.is_none() {
             return false;
         }
-        self.ring.publish();
+        // While there is more to be done at once, the guest need not be woken for little: it has the rest by the
+        // time it runs.
+        if more && self.held.is_some_and(|bytes| bytes < HELD_BYTES_MAX) {
+            return published;
+        }
+        self.held = None;
         if self.ring.notifications().should_notify() {
             self.quiet = 0;
             self.interrupt(counters);
         } else {
             self.quiet = self.quiet.saturating_add(1);
         }
-        true
+        published
     }
 
     /// Whether the guest seems to look for completions by itself: one that sleeps at times wants an interrupt before

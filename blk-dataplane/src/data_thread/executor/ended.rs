@@ -134,7 +134,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
         }
         self.count(request, status, self.reaped);
         let used_len = used_len(written, request.writable_data);
-        let queue = request.queue;
+        let (queue, len) = (request.queue, request.len);
         self.buffers.clear(slot);
         let head = self.slots.release(slot)?;
         trace_points::complete_request(queue, &head, status as u8, used_len);
@@ -142,6 +142,7 @@ impl<M: GuestMemoryBackend> Executor<M> {
             queue,
             head,
             used_len,
+            len,
         });
         next
     }
