@@ -485,7 +485,8 @@ mod tests {
                 for depth in [1, 32, DEPTH_MAX] {
                     let cost = disk.run(500, depth).unwrap();
                     assert_eq!(cost.requests, 500);
-                    assert!(cost.kicks >= 1, "{cost:?}");
+                    // No kick is needed while the device still looks by itself.
+                    assert!(cost.time > Duration::ZERO, "{cost:?}");
                 }
             }
         }

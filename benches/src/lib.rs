@@ -28,6 +28,7 @@ pub mod rounds;
 pub mod syscalls;
 mod transfer;
 pub mod versus;
+pub mod wake;
 pub mod workload;
 
 /// Any failure to set a bench up: it ends the bench with its message.

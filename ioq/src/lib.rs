@@ -5,7 +5,7 @@
 //!
 //! An [`IoQueue`] runs reads, writes, fdatasync, discards and zeroes on one file or block device, many at a
 //! time, from one thread. It is made for a virtual disk's data plane: no allocation, lock or system call per
-//! operation, capacity fixed at the start, one system call per batch, completions read without
+//! operation, capacity fixed at the start, one system call per batch (a few for a disk that is idle), completions read without
 //! any. [`Engine::Auto`] takes the engine that suits the file, or what the host has. What the kernel
 //! leaves to its callers is done here:
 //!

@@ -7,7 +7,8 @@ use crate::op::Opcode;
 use crate::worker::Workers;
 
 impl<O> IoQueue<O> {
-    /// Hands everything queued to the kernel, with one system call as long as nothing is refused.
+    /// Hands everything queued to the kernel, with one system call as long as nothing is refused; with Linux AIO in
+    /// a few, the first ones small, while the file has little to do and operations do not end within the call.
     ///
     /// Loses nothing: what the kernel has no room for stays parked, in order, and is tried again
     /// by the next `submit` or by a [`IoQueue::reap`] that found completions. What the kernel
