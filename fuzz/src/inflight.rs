@@ -88,7 +88,7 @@ thread_local! {
 fn lab() -> Lab {
     let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_LEN)]).unwrap();
     let memory = Arc::new(memory);
-    let device = Device::new(Backing::null(1 << 20), &DeviceOptions::default()).unwrap();
+    let device = Device::new(Backing::null_zeroes(1 << 20), &DeviceOptions::default()).unwrap();
     Lab {
         plane: DataPlane::start(&device, Arc::clone(&memory)).unwrap(),
         memory,

@@ -78,7 +78,7 @@ impl Served {
         let mut file = None;
         let mut block_size = 512;
         let backing = if kind == DeviceKind::Null {
-            Backing::null((CAPACITY + 100) as u64)
+            Backing::null_zeroes((CAPACITY + 100) as u64)
         } else {
             let memfd = File::from(memfd_create("fuzz-image", MFdFlags::MFD_CLOEXEC).unwrap());
             memfd.write_all_at(&fresh(kind), 0).unwrap();

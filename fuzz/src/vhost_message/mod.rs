@@ -46,7 +46,7 @@ static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| {
         poll_max: Duration::ZERO,
         ..DeviceOptions::default()
     };
-    let device = Device::new(Backing::null(1 << 20), &options).unwrap();
+    let device = Device::new(Backing::null_zeroes(1 << 20), &options).unwrap();
     let space = device.config_space();
     let longest = (1..=256).rev().find_map(|len| space.read(0, len));
     let config = longest.expect("it has some").to_vec();
