@@ -8,9 +8,9 @@
 //!                                                       measure: counts and latencies ──> report
 //! ```
 //!
-//! Per request a job writes a header and reads a status, both in one cache line, and makes descriptors available
-//! that it made before the first request; it looks at the clock, publishes and kicks once for all that completed
-//! together. So what is measured is the back-end, as far as one processor can keep another busy.
+//! Per request a job writes a header and reads a status, both in one cache line, and writes the descriptors, as a
+//! driver does; it looks at the clock, publishes and decides whether to kick, unless the options have it do that once
+//! for several. So what is measured is the back-end, as far as one processor can keep another busy.
 //!
 //! The back-end is not trusted: what it answers is checked, what it writes into a ring costs a run and nothing else,
 //! and one that goes or goes silent ends the run with an error.

@@ -11,7 +11,7 @@ use vm_memory::{
 
 use super::buffers::MemoryRef;
 
-/// A memory map and the region of it that was found last. Lives for a part of a pass: which regions there are
+/// A memory map and the region of it that was found last. Lives for all passes with one map: which regions there are
 /// does not change within a map, and whether one has gone is for the region to say, each time.
 #[derive(Debug)]
 pub(super) struct HotRegion<'a, M: GuestMemoryBackend> {
